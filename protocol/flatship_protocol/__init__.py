@@ -1,0 +1,1 @@
+"""What the two ends of Flatship agree on; SPEC.md beside this package is normative."""

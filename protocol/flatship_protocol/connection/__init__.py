@@ -1,0 +1,37 @@
+"""Connections: the only part of the protocol that waits, or touches a socket.
+
+``stream`` moves bytes, ``watchdog`` notices when they stop, ``sealed`` makes
+records of them, ``frames`` holds the messages meanwhile.
+"""
+
+from flatship_protocol.connection.frames import FRAME_SIZE, MESSAGE_START, PAGE, FramePool
+from flatship_protocol.connection.sealed import (
+    HANDSHAKE_TIMEOUT,
+    MAX_CIPHERTEXT_TO_SENDER,
+    Connection,
+    initiate,
+)
+from flatship_protocol.connection.stream import SocketStream, Stream
+from flatship_protocol.connection.watchdog import (
+    IDLE_TIMEOUT,
+    KEEPALIVE_INTERVAL,
+    MIN_PROGRESS,
+    PROGRESS_WINDOW,
+)
+
+__all__ = [
+    "FRAME_SIZE",
+    "HANDSHAKE_TIMEOUT",
+    "IDLE_TIMEOUT",
+    "KEEPALIVE_INTERVAL",
+    "MAX_CIPHERTEXT_TO_SENDER",
+    "MESSAGE_START",
+    "MIN_PROGRESS",
+    "PAGE",
+    "PROGRESS_WINDOW",
+    "Connection",
+    "FramePool",
+    "SocketStream",
+    "Stream",
+    "initiate",
+]

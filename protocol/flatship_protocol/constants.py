@@ -1,0 +1,32 @@
+"""Constants of SPEC.md first, limits of this implementation after them."""
+
+from typing import Final
+
+PROTOCOL_VERSION: Final = 1
+MAGIC: Final = b"FLTS"
+
+SECTOR_SIZE: Final = 512  # bytes
+PAGE_SIZE: Final = 4096  # bytes; granularity of segments inside a chunk
+CHUNK_SIZE: Final = 1 << 20  # bytes; unit of digest and of transfer
+SEGMENT_CHUNKS: Final = 1024  # chunks folded into one segment digest (1 GiB)
+DIGEST_SIZE: Final = 32  # bytes, BLAKE3-256
+
+KEY_SIZE: Final = 32  # bytes
+TAG_SIZE: Final = 16  # bytes, AES-GCM
+PREFACE_SIZE: Final = 8  # bytes
+RECORD_HEADER_SIZE: Final = 8  # bytes
+MESSAGE_HEADER_SIZE: Final = 24  # bytes
+REKEY_INTERVAL: Final = 8192  # records
+MAX_CIPHERTEXT: Final = CHUNK_SIZE + 16 * 1024  # bytes, tag included
+MIN_CIPHERTEXT: Final = MESSAGE_HEADER_SIZE + TAG_SIZE  # bytes
+MAX_PADDING: Final = 4095  # bytes
+
+MAX_DISK_SIZE: Final = 62 << 40  # bytes
+MAX_NAME_LENGTH: Final = 80  # characters, all of them ASCII
+NO_DISK: Final = 0xFFFF  # disk handle of messages that concern no disk
+MAX_SEGMENTS: Final = 256  # entries in one chunk's segment table
+MAX_RANGES: Final = 1024  # ranges in one STORED
+MAX_ZSTD_WINDOW: Final = 1 << 23  # bytes; a frame holds no more than a chunk
+
+CONNECTION_MAX_AGE: Final = 3600  # seconds before the sender replaces a connection
+CONNECTION_MAX_BYTES: Final = 256 << 30  # bytes sealed before the sender replaces a connection

@@ -1,0 +1,180 @@
+"""Messages about the connection and the session. See SPEC.md for their offset tables."""
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import ClassVar, Final, Self
+
+from flatship_protocol.errors import ErrorCode
+from flatship_protocol.messages.body import (
+    ConnectionMessage,
+    error_code,
+    malformed,
+    pack_text,
+    unpack,
+    unpack_front,
+    unpack_text,
+)
+from flatship_protocol.messages.registry import Capability, MessageType
+
+MAX_SOFTWARE: Final = 64  # bytes of UTF-8
+
+_HELLO: Final = Struct(">16sH6xQ")  # session id, connection index, capabilities
+_HELLO_OK: Final = Struct(">QQH2xI")  # capabilities, credit, connections, idle timeout
+_ERROR: Final = Struct(">H6xQQ")  # code, first number, second number
+_CREDIT: Final = Struct(">Q")  # bytes
+_TOKEN: Final = Struct(">Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(ConnectionMessage):
+    """HELLO: the sender names its session.
+
+    Attributes:
+        session_id: 16 random bytes.
+        connection_index: 0 to 65535.
+        capabilities: All that the sender has.
+        software: At most 64 bytes of UTF-8, for logs only; escape before printing.
+    """
+
+    TYPE: ClassVar = MessageType.HELLO
+
+    session_id: bytes
+    connection_index: int
+    capabilities: Capability
+    software: str
+
+    def _body(self) -> bytes:
+        fields = (self.session_id, self.connection_index, self.capabilities)
+        return _HELLO.pack(*fields) + pack_text(self.software)
+
+    @classmethod
+    def _parse(cls, flags: int, body: memoryview) -> Self:
+        session_id, index, capabilities = unpack_front(cls.TYPE, _HELLO, body)
+        software = _software(cls.TYPE, body[_HELLO.size :])
+        return cls(session_id, index, Capability(capabilities), software)
+
+
+@dataclass(frozen=True, slots=True)
+class HelloOk(ConnectionMessage):
+    """HELLO_OK: the receiver admits a connection.
+
+    Attributes:
+        capabilities: Those of HELLO that the receiver has too.
+        credit: Bytes.
+        connections: Allowed in the session.
+        idle_timeout: Seconds.
+        software: As in HELLO.
+    """
+
+    TYPE: ClassVar = MessageType.HELLO_OK
+
+    capabilities: Capability
+    credit: int
+    connections: int
+    idle_timeout: int
+    software: str
+
+    def _body(self) -> bytes:
+        fields = (self.capabilities, self.credit, self.connections, self.idle_timeout)
+        return _HELLO_OK.pack(*fields) + pack_text(self.software)
+
+    @classmethod
+    def _parse(cls, flags: int, body: memoryview) -> Self:
+        capabilities, credit, connections, timeout = unpack_front(cls.TYPE, _HELLO_OK, body)
+        software = _software(cls.TYPE, body[_HELLO_OK.size :])
+        return cls(Capability(capabilities), credit, connections, timeout, software)
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye(ConnectionMessage):
+    """GOODBYE: the sender is done with the connection; with ``last``, with the session."""
+
+    TYPE: ClassVar = MessageType.GOODBYE
+    FLAGS: ClassVar = 1
+
+    last: bool
+
+    def _flags(self) -> int:
+        return int(self.last)
+
+    def _body(self) -> bytes:
+        return b""
+
+    @classmethod
+    def _parse(cls, flags: int, body: memoryview) -> Self:
+        if body:
+            malformed(cls.TYPE, f"body of {len(body)} bytes; expected none")
+        return cls(bool(flags))
+
+
+@dataclass(frozen=True, slots=True)
+class Error(ConnectionMessage):
+    """ERROR: the connection ends here. ``numbers`` mean what the code defines."""
+
+    TYPE: ClassVar = MessageType.ERROR
+
+    code: ErrorCode
+    numbers: tuple[int, int] = (0, 0)
+
+    def _body(self) -> bytes:
+        return _ERROR.pack(self.code, *self.numbers)
+
+    @classmethod
+    def _parse(cls, flags: int, body: memoryview) -> Self:
+        code, first, second = unpack(cls.TYPE, _ERROR, body)
+        return cls(error_code(code), (first, second))
+
+
+@dataclass(frozen=True, slots=True)
+class Credit(ConnectionMessage):
+    """CREDIT: the session's credit from now on, in bytes."""
+
+    TYPE: ClassVar = MessageType.CREDIT
+
+    credit: int
+
+    def _body(self) -> bytes:
+        return _CREDIT.pack(self.credit)
+
+    @classmethod
+    def _parse(cls, flags: int, body: memoryview) -> Self:
+        return cls(*unpack(cls.TYPE, _CREDIT, body))
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(ConnectionMessage):
+    """PING: answer with a PONG that has the same token."""
+
+    TYPE: ClassVar = MessageType.PING
+
+    token: int
+
+    def _body(self) -> bytes:
+        return _TOKEN.pack(self.token)
+
+    @classmethod
+    def _parse(cls, flags: int, body: memoryview) -> Self:
+        return cls(*unpack(cls.TYPE, _TOKEN, body))
+
+
+@dataclass(frozen=True, slots=True)
+class Pong(ConnectionMessage):
+    """PONG: the answer to a PING."""
+
+    TYPE: ClassVar = MessageType.PONG
+
+    token: int
+
+    def _body(self) -> bytes:
+        return _TOKEN.pack(self.token)
+
+    @classmethod
+    def _parse(cls, flags: int, body: memoryview) -> Self:
+        return cls(*unpack(cls.TYPE, _TOKEN, body))
+
+
+def _software(type_: MessageType, body: memoryview) -> str:
+    (software,) = unpack_text(type_, body, 1)
+    if len(body) - 1 > MAX_SOFTWARE:
+        malformed(type_, f"software of {len(body) - 1} bytes; at most {MAX_SOFTWARE}")
+    return software
