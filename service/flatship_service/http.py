@@ -1,0 +1,87 @@
+"""The HTTP endpoint of a daemon: metrics and health, read-only."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+MAX_HEADER: Final = 4096  # bytes of a request line, and of a header
+MAX_BODY: Final = 1  # bytes; no request needs a body
+KEEPALIVE: Final = 75.0  # seconds, longer than the usual interval between scrapes
+SHUTDOWN: Final = 1.0  # seconds given to answers that are under way
+
+Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
+
+
+@dataclass(slots=True)
+class HttpEndpoint:
+    """Serves ``/metrics`` and ``/healthz`` to GET and HEAD, and nothing else.
+
+    Args:
+        render: Returns all metrics in Prometheus' text format.
+        health: Returns whether the daemon does its work, and a line that says
+            how; an unhealthy daemon answers 503.
+
+    Both are called on the event loop and must not block.
+    """
+
+    render: Callable[[], bytes]
+    health: Callable[[], tuple[bool, str]]
+    _runner: "web.AppRunner | None" = field(default=None, init=False)
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> tuple[str, int]:
+        """Listen, and return the address: with port 0 the kernel chooses one.
+
+        Raises:
+            OSError: The address is in use or not ours.
+        """
+        # Imported here: no command but serve should wait for aiohttp.
+        from aiohttp import web  # noqa: PLC0415
+
+        application = web.Application(client_max_size=MAX_BODY)
+        application.router.add_get("/metrics", self._metrics)
+        application.router.add_get("/healthz", self._healthz)
+        application.on_response_prepare.append(_name_server)
+        self._runner = web.AppRunner(
+            application,
+            handle_signals=False,
+            access_log=None,
+            keepalive_timeout=KEEPALIVE,
+            shutdown_timeout=SHUTDOWN,
+            max_line_size=MAX_HEADER,
+            max_field_size=MAX_HEADER,
+        )
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port, backlog=16).start()
+        except BaseException:
+            await self.stop()
+            raise
+        address = self._runner.addresses[0]
+        return address[0], address[1]
+
+    async def stop(self) -> None:
+        """Close the listener and its connections. Idempotent."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    async def _metrics(self, _request: "web.Request") -> "web.Response":
+        from aiohttp import web  # noqa: PLC0415
+
+        return web.Response(body=self.render(), headers={"Content-Type": METRICS_CONTENT_TYPE})
+
+    async def _healthz(self, _request: "web.Request") -> "web.Response":
+        from aiohttp import web  # noqa: PLC0415
+
+        healthy, detail = self.health()
+        return web.Response(text=detail + "\n", status=200 if healthy else 503)
+
+
+async def _name_server(_request: "web.Request", response: "web.StreamResponse") -> None:
+    """Keep the versions of Python and aiohttp from strangers."""
+    response.headers["Server"] = "flatship"
+    response.headers["X-Content-Type-Options"] = "nosniff"

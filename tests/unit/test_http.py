@@ -1,0 +1,119 @@
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from flatship_service.http import HttpEndpoint
+
+
+async def answer_to(endpoint: HttpEndpoint, request: bytes) -> bytes:
+    host, port = await endpoint.start()
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(request)
+        answer = await asyncio.wait_for(reader.read(), timeout=10)
+        writer.close()
+        await writer.wait_closed()
+    finally:
+        await endpoint.stop()
+    return answer
+
+
+def ask(
+    method: str,
+    path: str,
+    *,
+    healthy: tuple[bool, str] = (True, "serving"),
+    extra: str = "",
+) -> tuple[int, str, str]:
+    """Status, headers and body of the answer."""
+    endpoint = HttpEndpoint(render=lambda: b"up 1\n", health=lambda: healthy)
+    request = f"{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{extra}\r\n"
+    head, _, body = (
+        asyncio.run(answer_to(endpoint, request.encode())).decode().partition("\r\n\r\n")
+    )
+    return int(head.split()[1]), head, body
+
+
+def test_metrics_are_served_in_the_text_format_of_prometheus() -> None:
+    status, head, body = ask("GET", "/metrics")
+
+    assert (status, body) == (200, "up 1\n")
+    assert "Content-Type: text/plain; version=0.0.4; charset=utf-8" in head
+
+
+def test_head_answers_without_a_body() -> None:
+    status, _, body = ask("HEAD", "/metrics")
+
+    assert (status, body) == (200, "")
+
+
+@pytest.mark.parametrize(("healthy", "status"), [(True, 200), (False, 503)])
+def test_health_says_whether_and_how(healthy: bool, status: int) -> None:
+    assert ask("GET", "/healthz", healthy=(healthy, "detail"))[::2] == (status, "detail\n")
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics/", "/metricsx", "/../etc/passwd", "/favicon.ico"])
+def test_request_to_elsewhere_is_not_found(path: str) -> None:
+    assert ask("GET", path)[0] == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+def test_nothing_but_reading_is_allowed(method: str) -> None:
+    assert ask(method, "/metrics")[0] == 405
+
+
+def test_oversized_header_is_refused() -> None:
+    assert ask("GET", "/metrics", extra=f"X: {'a' * 5000}\r\n")[0] == 400
+
+
+def test_answer_does_not_name_versions() -> None:
+    head = ask("GET", "/metrics")[1]
+
+    assert "Server: flatship" in head
+    assert "ython" not in head
+    assert "aiohttp" not in head
+
+
+def test_listens_on_loopback_unless_told_otherwise() -> None:
+    async def address() -> tuple[str, int]:
+        endpoint = HttpEndpoint(render=lambda: b"", health=lambda: (True, ""))
+        try:
+            return await endpoint.start()
+        finally:
+            await endpoint.stop()
+
+    host, port = asyncio.run(address())
+    assert host == "127.0.0.1"
+    assert port > 0
+
+
+def test_address_in_use_is_reported_and_leaves_nothing_open() -> None:
+    async def collide() -> None:
+        first = HttpEndpoint(render=lambda: b"", health=lambda: (True, ""))
+        second = HttpEndpoint(render=lambda: b"", health=lambda: (True, ""))
+        host, port = await first.start()
+        with pytest.raises(OSError, match="in use"):
+            await second.start(host, port)
+        await first.stop()
+        await second.start(host, port)
+        await second.stop()
+
+    asyncio.run(collide())
+
+
+def test_stopping_twice_is_harmless() -> None:
+    async def stop_twice() -> None:
+        endpoint = HttpEndpoint(render=lambda: b"", health=lambda: (True, ""))
+        await endpoint.start()
+        await endpoint.stop()
+        await endpoint.stop()
+
+    asyncio.run(stop_twice())
+
+
+def test_importing_the_module_does_not_import_aiohttp() -> None:
+    code = "import sys, flatship_service.http; sys.exit('aiohttp' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
