@@ -1,0 +1,1 @@
+"""The receiver: writes disks at the datastore, proves them, publishes them."""

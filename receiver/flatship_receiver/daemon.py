@@ -1,0 +1,199 @@
+"""The receiver put together: the one place that names concrete datastores."""
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from random import SystemRandom
+from typing import Final
+
+import structlog
+
+from flatship_protocol.connection import FramePool
+from flatship_protocol.endpoint import Endpoint
+from flatship_protocol.errors import DiskError, ErrorCode
+from flatship_receiver import vmdk
+from flatship_receiver.admission import Admission
+from flatship_receiver.authorized_senders import AuthorizedSenders
+from flatship_receiver.config import Config
+from flatship_receiver.datastores.base import Datastore
+from flatship_receiver.datastores.local import LocalDatastore
+from flatship_receiver.facilities import Facilities, Store
+from flatship_receiver.invitations import Invitations
+from flatship_receiver.journal import AsyncJournal, ImageRecord, ImageState, Journal
+from flatship_receiver.listener import BACKLOG, Listener
+from flatship_receiver.metrics import ReceiverMetrics, SpaceSample
+from flatship_receiver.reservations import Reservations
+from flatship_receiver.sessions import Sessions
+from flatship_service.errors import ConfigError
+from flatship_service.http import HttpEndpoint
+from flatship_service.keys import load_or_create_identity
+from flatship_service.notify import Notifier
+from flatship_service.signals import stop_on_signal
+from flatship_service.workers import Workers
+
+FRAMES: Final = 32
+SLOW_WORKERS: Final = 8  # threads that wait for storage: flushes, proofs, allocations
+
+log = structlog.get_logger()
+
+
+async def serve(config: Config, version: str) -> None:
+    """Run a receiver until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: It cannot start as configured.
+        JournalError: Its state folder is in use or damaged.
+    """
+    if not config.datastores:
+        raise ConfigError(
+            "no datastore is configured; pass --datastore NAME=PATH or set it in the file"
+        )
+    async with AsyncExitStack() as cleanup:
+        identity = load_or_create_identity(config.state)
+        metrics = ReceiverMetrics(version)
+        journal = await AsyncJournal.open(config.state)
+        cleanup.push_async_callback(journal.close)
+        workers = Workers(max(2, os.cpu_count() or 1), "flatship-worker")
+        cleanup.callback(workers.close)
+        slow_workers = Workers(SLOW_WORKERS, "flatship-slow-worker")
+        cleanup.callback(slow_workers.close)
+        stores = {
+            name: _store(LocalDatastore(name, str(path)), metrics)
+            for name, path in config.datastores.items()
+        }
+        for store in stores.values():
+            await _recover(store.datastore, slow_workers)
+        await _settle(journal, stores, slow_workers)
+        senders = AuthorizedSenders(config.state)
+        facilities = Facilities(
+            journal, workers, slow_workers, FramePool(FRAMES), metrics, senders, prove=config.prove
+        )
+        sessions = Sessions(stores, facilities)
+        listener = Listener(
+            identity,
+            senders,
+            Invitations(config.state),
+            Admission(SystemRandom()),
+            sessions,
+            metrics,
+        )
+        sock = _listen(config.listen)
+        cleanup.callback(sock.close)
+        endpoint = HttpEndpoint(
+            render=lambda: metrics.render()[0],
+            health=lambda: (True, f"ok: {sessions.count} sessions"),
+        )
+        http = await _start_http(endpoint, config.http)
+        cleanup.push_async_callback(endpoint.stop)
+        if not config.prove:
+            log.warning("disks are published without being re-read; this is for benchmarks only")
+        _announce(sock, http, stores)
+        stop = cleanup.enter_context(stop_on_signal(asyncio.get_running_loop()))
+        accepting = asyncio.create_task(listener.serve(sock))
+        notifier = Notifier.from_environment()
+        notifier.ready("listening")
+        await _either(stop, accepting)
+        notifier.stopping("closing sessions")
+        accepting.cancel()
+        log.info("stopping", sessions=sessions.count)
+        await sessions.close(ErrorCode.SHUTTING_DOWN)
+        await listener.close()
+
+
+def _store(datastore: Datastore, metrics: ReceiverMetrics) -> Store:
+    reservations = Reservations(datastore.name)
+
+    def sample() -> SpaceSample:
+        space = datastore.space()
+        return SpaceSample(size=space.size, free=space.free, reserved=reservations.total)
+
+    return Store(datastore, reservations, metrics.datastore(datastore.name, sample))
+
+
+async def _recover(datastore: Datastore, workers: Workers) -> None:
+    recovery = await workers.run(datastore.recover)
+    for vm, disk in recovery.finished:
+        log.info("publication finished after a crash", vm=vm, disk=disk)
+    for error in recovery.failed:
+        log.error("publication could not be finished", reason=str(error))
+
+
+async def _settle(journal: AsyncJournal, stores: Mapping[str, Store], workers: Workers) -> None:
+    """Say in the journal what became of publications that a crash cut off from their record.
+
+    One that does not stand under its name may still be finished by a later
+    start, and keeps its record.
+    """
+    for image in await journal.run(Journal.images):
+        store = stores.get(image.datastore)
+        if image.state is not ImageState.PUBLISHING or store is None:
+            continue
+        if not await workers.run(_stands, store.datastore, image):
+            continue
+        state = ImageState.COMPLETE
+        await journal.run(Journal.set_state, image.uuid, state, when=time.time(), root=image.root)
+        log.info("publication settled", vm=image.vm, disk=image.disk, state=state.value)
+
+
+def _stands(datastore: Datastore, image: ImageRecord) -> bool:
+    """Whether the disk under the image's name is that image."""
+    try:
+        text = datastore.descriptor(image.vm, image.disk)
+        return text is not None and vmdk.uuid_of(vmdk.parse(text)) == image.uuid
+    except (vmdk.DescriptorError, DiskError) as error:
+        log.warning("cannot tell what was published", vm=image.vm, reason=str(error))
+        return False
+
+
+async def _either(stop: asyncio.Event, accepting: "asyncio.Task[None]") -> None:
+    """Wait until the daemon is asked to stop, or cannot go on.
+
+    Raises:
+        Whatever ended ``accepting``.
+    """
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({stopping, accepting}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if accepting.done():
+        await accepting
+
+
+def _listen(endpoint: Endpoint) -> socket.socket:
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((endpoint.host, endpoint.port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"cannot listen on {endpoint}: {error.strerror or error}; choose another with --listen"
+        ) from error
+    sock.setblocking(False)
+    return sock
+
+
+async def _start_http(endpoint: HttpEndpoint, address: Endpoint) -> Endpoint:
+    try:
+        return Endpoint(*await endpoint.start(address.host, address.port))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot serve metrics on {address}: {error.strerror or error};"
+            " choose another with --http"
+        ) from error
+
+
+def _announce(sock: socket.socket, http: Endpoint, stores: Mapping[str, Store]) -> None:
+    """One line, for people and for whoever started the daemon and waits for it."""
+    listening = Endpoint(*sock.getsockname()[:2])
+    print(
+        f"flatship-receiver listening on {listening}, metrics on http://{http}/metrics,"
+        f" datastores: {', '.join(stores)}",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,1 @@
+"""Where disks are written to: one interface, several implementations."""

@@ -1,0 +1,225 @@
+"""One flat extent: a file whose bytes are the disk's bytes.
+
+Raises ``OSError`` as the system calls do; whoever holds the extents knows what
+that means for the disk.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import Final
+
+from flatship_protocol.constants import CHUNK_SIZE, PAGE_SIZE
+from flatship_protocol.extents import Extent, ExtentKind
+from flatship_protocol.messages import Provisioning
+from flatship_receiver.datastores.folder import Folder
+
+# linux/falloc.h
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+FALLOC_FL_PUNCH_HOLE: Final = 0x02
+FALLOC_FL_ZERO_RANGE: Final = 0x10
+
+_ZEROS: Final = memoryview(bytes(CHUNK_SIZE))
+_WRITTEN: Final = 1  # in the map of chunks
+_NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
+
+# Python has posix_fallocate(3) only; fallocate(2) also gives space back.
+_fallocate: Callable[[int, int, int, int], int] = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]  # type: ignore[attr-defined]
+
+
+class FlatExtent:
+    """A file of fixed length that is being written. Offsets count from its start, in bytes.
+
+    Methods may be called from several threads at once, on different ranges.
+    """
+
+    def __init__(self, folder: Folder, name: str, length: int, provisioning: Provisioning) -> None:
+        """Make the file, sized, or nothing at all.
+
+        Thick and eager files have their space allocated.
+        """
+        self.name = name
+        self.length = length
+        self._provisioning = provisioning
+        self._dirty = False
+        # The file starts as zeros, so zeroing what was never written is free.
+        # A byte a chunk; untouched pages of the map take no memory.
+        self._written = bytearray(-(-length // CHUNK_SIZE))
+        self._can_deallocate = provisioning is not Provisioning.EAGER
+        self.fd = folder.create_file(name)
+        self._direct_fd = -1
+        try:
+            self._allocate()
+            self._direct_fd = _open_direct(folder, name, self.fd)
+        except BaseException:
+            with suppress(OSError):
+                folder.unlink(name)
+            with suppress(OSError):
+                self.close()
+            raise
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether reads pass the page cache by; otherwise flush before reading."""
+        return self._direct_fd >= 0
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of ``data``. See pwrite(2), which may write less."""
+        self._mark(offset, len(data))
+        try:
+            self._write_all(offset, data)
+        finally:
+            self._dirty = True  # only now: a flush that runs meanwhile need not cover it
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros, as cheaply as the provisioning allows."""
+        if self._provisioning is Provisioning.EAGER:
+            self._mark(offset, length)
+            runs = [(offset, length)]
+        else:
+            runs = list(self._written_runs(offset, length))
+        try:
+            for start, size in runs:
+                if not self._deallocate(start, size):
+                    self._write_zeros(start, size)
+        finally:
+            if runs:  # never cleared here: a write may have set it meanwhile
+                self._dirty = True
+
+    def flush(self) -> None:
+        """fdatasync(2), if anything was written since the last time."""
+        if self._dirty:
+            self._dirty = False  # first: what is written from now on is the next flush's
+            os.fdatasync(self.fd)
+
+    def sync(self) -> None:
+        """fsync(2): data, size and allocation."""
+        os.fsync(self.fd)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` from the medium.
+
+        Without O_DIRECT what was written must have been flushed before: only
+        clean pages can be dropped from the cache.
+        """
+        if not self.is_direct:
+            os.posix_fadvise(self.fd, offset, len(buffer), os.POSIX_FADV_DONTNEED)
+            _read_all(self.fd, buffer, offset)
+            return
+        try:
+            _read_all(self._direct_fd, buffer, offset)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # aligned reads were tried when the file was made
+                raise ValueError(f"read at {offset}: buffer is not page-aligned") from error
+            raise
+
+    def run_at(self, offset: int) -> Extent:
+        """The run of data or hole that starts at ``offset``, a multiple of the page size.
+
+        Data is rounded to whole pages: file systems may have smaller blocks.
+        """
+        data = _seek(self.fd, offset, os.SEEK_DATA, otherwise=self.length)
+        data -= data % PAGE_SIZE
+        if data > offset:
+            return Extent(offset, data - offset, ExtentKind.HOLE)
+        end = offset + PAGE_SIZE
+        end = max(end, _seek(self.fd, offset, os.SEEK_HOLE, otherwise=self.length))
+        end = min(-(-end // PAGE_SIZE) * PAGE_SIZE, self.length)
+        return Extent(offset, end - offset, ExtentKind.DATA)
+
+    def close(self) -> None:
+        """Let go of the file, also when that raises. Idempotent."""
+        fds = (self.fd, self._direct_fd)
+        self.fd = self._direct_fd = -1
+        with ExitStack() as stack:  # the second is closed although the first fails
+            for fd in fds:
+                if fd >= 0:
+                    stack.callback(os.close, fd)
+
+    def _allocate(self) -> None:
+        if self._provisioning is Provisioning.THIN:
+            os.ftruncate(self.fd, self.length)
+        else:
+            os.posix_fallocate(self.fd, 0, self.length)
+        os.fsync(self.fd)
+
+    def _mark(self, offset: int, length: int) -> None:
+        for index in range(offset // CHUNK_SIZE, -(-(offset + length) // CHUNK_SIZE)):
+            self._written[index] = _WRITTEN
+
+    def _written_runs(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """The parts of a range, as (offset, length), that lie in chunks once written."""
+        last = -(-(offset + length) // CHUNK_SIZE)
+        first = self._written.find(_WRITTEN, offset // CHUNK_SIZE, last)
+        while first >= 0:
+            stop = self._written.find(0, first, last)
+            stop = last if stop < 0 else stop
+            start = max(offset, first * CHUNK_SIZE)
+            yield start, min(offset + length, stop * CHUNK_SIZE) - start
+            first = self._written.find(_WRITTEN, stop, last)
+
+    def _deallocate(self, offset: int, length: int) -> bool:
+        """Let the file system make the zeros; False if it cannot."""
+        if not self._can_deallocate:
+            return False
+        thin = self._provisioning is Provisioning.THIN
+        mode = FALLOC_FL_PUNCH_HOLE if thin else FALLOC_FL_ZERO_RANGE
+        while _fallocate(self.fd, mode | FALLOC_FL_KEEP_SIZE, offset, length) != 0:
+            error = ctypes.get_errno()
+            if error in _NOT_SUPPORTED:
+                self._can_deallocate = False
+                return False
+            if error != errno.EINTR:
+                raise OSError(error, os.strerror(error))
+        return True
+
+    def _write_zeros(self, offset: int, length: int) -> None:
+        for start in range(offset, offset + length, CHUNK_SIZE):
+            self._write_all(start, _ZEROS[: offset + length - start])
+
+    def _write_all(self, offset: int, data: memoryview) -> None:
+        while data:
+            count = os.pwrite(self.fd, data, offset)
+            data = data[count:]
+            offset += count
+
+
+def _open_direct(folder: Folder, name: str, fd: int) -> int:
+    """Open the file that ``fd`` is for reads past the page cache; -1 if it cannot be."""
+    direct_fd = -1
+    try:
+        direct_fd = folder.open_file(name, os.O_RDONLY | os.O_DIRECT)
+        if not os.path.samestat(os.fstat(direct_fd), os.fstat(fd)):
+            raise OSError(errno.ESTALE, "the file was exchanged while it was made")
+        with mmap.mmap(-1, PAGE_SIZE) as page:
+            os.preadv(direct_fd, [page], PAGE_SIZE)  # some open, and then cannot read so finely
+    except OSError as error:
+        if direct_fd >= 0:
+            os.close(direct_fd)
+        if error.errno == errno.EINVAL:
+            return -1
+        raise
+    return direct_fd
+
+
+def _read_all(fd: int, buffer: memoryview, offset: int) -> None:
+    while buffer:
+        count = os.preadv(fd, [buffer], offset)
+        if count == 0:
+            raise OSError(errno.EIO, "the file ends early; somebody has truncated it")
+        buffer = buffer[count:]
+        offset += count
+
+
+def _seek(fd: int, offset: int, whence: int, otherwise: int) -> int:
+    """Where the next data or hole is; ``otherwise`` if there is none."""
+    try:
+        return os.lseek(fd, offset, whence)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return otherwise
+        raise

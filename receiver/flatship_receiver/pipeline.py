@@ -1,0 +1,472 @@
+"""One disk at the receiver: open, write, sync, acknowledge, prove, publish.
+
+Connections hand over what the session accepted; worker threads decode and
+write (``store``). One task a disk flushes behind the writers: what one flush
+covers is acknowledged together, and only then. When the pass is complete the
+same task proves the image and publishes it.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from flatship_protocol.constants import CHUNK_SIZE, MAX_DISK_SIZE, MAX_RANGES
+from flatship_protocol.digest import Manifest
+from flatship_protocol.errors import (
+    CodecError,
+    DatastoreError,
+    DigestMismatch,
+    DiskError,
+    ErrorCode,
+    TransferError,
+)
+from flatship_protocol.extents import ExtentSet
+from flatship_protocol.messages import (
+    Chunk,
+    DiskFailed,
+    DiskOpened,
+    DiskProven,
+    Message,
+    OpenDisk,
+    Provisioning,
+    Stored,
+    Zero,
+)
+from flatship_protocol.names import check_name
+from flatship_protocol.session import ReceiverDisk, ReceiverSession, ReceiverState
+from flatship_receiver import vmdk
+from flatship_receiver.completion import Completion
+from flatship_receiver.datastores.base import Image, ImageRequest
+from flatship_receiver.facilities import Facilities, Store
+from flatship_receiver.journal import ImageRecord, ImageState, Journal
+from flatship_receiver.proof import RunningProof
+from flatship_receiver.store import store
+
+FLUSH_BYTES: Final = 64 << 20  # written and not flushed; more starts a flush at once
+FLUSH_DELAY: Final = 0.5  # seconds that a written chunk waits for company
+SEGMENTS_HELD: Final = 64  # folded digest segments held in memory before they are journalled
+ZERO_SLICE: Final = 1 << 30  # bytes zeroed in one call of a worker
+
+# A sender that goes through its disk in order leaves some hundred digest segments open: those of
+# chunks under way, as far as credit allows, and of zeros that it holds back to send as one run.
+MAX_OPEN_SEGMENTS: Final = 1024
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A range that was written and not flushed.
+
+    ``digest`` is None for zeros, and for what came ``again`` and is known already.
+    """
+
+    offset: int
+    length: int
+    digest: bytes | None
+    again: bool = False
+
+
+class PassIncomplete(DiskError):
+    """END_PASS came and its numbers do not fit what came before."""
+
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.PASS_INCOMPLETE) -> None:
+        super().__init__(message, code)
+
+
+class DiskIntake:
+    """Takes one disk in.
+
+    Args:
+        opening: What the sender asked for; permitted already.
+        peer: The sender's static key.
+        store_: Where the disk goes.
+        session: The session's account.
+        send: Sends a message to the sender on whichever connection is left.
+        facilities: Shared by all disks.
+    """
+
+    def __init__(
+        self,
+        opening: OpenDisk,
+        peer: bytes,
+        store_: Store,
+        session: ReceiverSession,
+        send: Callable[[Message], Awaitable[None]],
+        facilities: Facilities,
+    ) -> None:
+        self.opening = opening
+        self.uuid = vmdk.make_uuid(secrets.token_bytes(16))
+        self._peer = peer
+        self._store = store_
+        self._session = session
+        self._send = send
+        self._shared = facilities
+        self._layout = vmdk.Layout(
+            opening.format, opening.provisioning, opening.adapter, opening.hardware_version
+        )
+        self._image: Image | None = None
+        self._failure: TransferError | None = None
+        size = min(opening.size, MAX_DISK_SIZE)  # what is larger is refused before it matters
+        self._manifest = Manifest(size, self._segment_folded)
+        self._segments: list[tuple[int, bytes]] = []
+        self._written: list[Written] = []
+        self._unflushed = 0
+        self._storing = 0
+        self._changed = asyncio.Event()
+        self._enough = min(FLUSH_BYTES, session.credit // 4)
+        self._dirty_since = 0.0
+        self._proof: RunningProof | None = None
+        self._on_record = False
+        self._publishing = False
+        self._letting_go = False
+        self._log = log.bind(vm=opening.vm, disk=opening.name)
+
+    @property
+    def account(self) -> ReceiverDisk:
+        """What the session knows of this disk."""
+        return self._session.disks[self.opening.disk]
+
+    async def run(self) -> None:
+        """See the disk through to its end; failures are told to the sender, not raised."""
+        try:
+            await self._open()
+            if self.opening.dry_run:
+                return
+            await self._receive()
+            await self._finish()
+        except TransferError as error:
+            self.fail(error)
+            await self._failed(error)
+        except Exception as error:
+            # A defect of ours costs this disk and not the sender's patience.
+            self._log.error("internal error", reason=repr(error))
+            await self._failed(TransferError(f"internal error: {error!r}"))
+        finally:
+            await self._release()
+
+    async def store(self, chunk: Chunk, frame: memoryview) -> None:
+        """Write a chunk that the session accepted; the frame is given back.
+
+        Raises:
+            CodecError: The peer broke the protocol.
+        """
+        self._storing += 1
+        started = time.monotonic()
+        try:
+            if self._failure is not None:
+                return
+            assert self._image is not None
+            written = await self._shared.workers.run(store, self._image, chunk)
+            self._store.metrics.written(written)
+            self._store.metrics.skipped(chunk.length - written)
+            self._store.metrics.write_seconds(time.monotonic() - started)
+            self._store.reservations.used(self.uuid, written)
+            self._note(Written(chunk.offset, chunk.length, chunk.digest))
+        except DatastoreError as error:
+            self.fail(error)
+        except DigestMismatch as error:
+            self._shared.metrics.record_rejected("digest_mismatch")
+            self.fail(error)
+        except CodecError as error:
+            self.fail(error)
+            raise
+        finally:
+            self._shared.frames.release(frame)
+            self._stored_one()
+
+    async def zero(self, message: Zero) -> None:
+        """Make a run of zeros that the session accepted."""
+        self._storing += 1
+        try:
+            end = message.offset + message.length
+            for start in range(message.offset, end, ZERO_SLICE):
+                if self._failure is not None:
+                    return
+                assert self._image is not None
+                length = min(ZERO_SLICE, end - start)
+                await self._shared.workers.run(self._image.zero, start, length)
+                self._store.metrics.skipped(length)
+            self._note(Written(message.offset, message.length, None))
+        except DatastoreError as error:
+            self.fail(error)
+        finally:
+            self._stored_one()
+
+    def acknowledge_again(self, offset: int, length: int) -> None:
+        """Say STORED once more for what is stored, or being stored, already."""
+        if not self.account.complete:
+            self._written.append(Written(offset, length, None, again=True))
+            self._changed.set()
+
+    def digest_of(self, offset: int) -> bytes | None:
+        """Digest of a stored chunk, while it can be told without asking the journal."""
+        return self._manifest.chunk(offset // CHUNK_SIZE)
+
+    def ended(self) -> None:
+        """END_PASS has come: flush without delay."""
+        self._changed.set()
+
+    def fail(self, error: TransferError) -> None:
+        """Note the first failure; ``run`` ends soon after."""
+        if self._failure is None:
+            self._failure = error
+        self._changed.set()
+
+    def _proof_failed(self, error: TransferError) -> None:
+        self._shared.metrics.verify_failed()
+        self.fail(error)
+
+    def _note(self, written: Written) -> None:
+        if not self._written:
+            self._dirty_since = time.monotonic()
+            self._changed.set()
+        self._written.append(written)
+        if written.digest is not None:
+            self._unflushed += written.length
+            self._shared.metrics.inflight(written.length)
+        if self._unflushed >= self._enough:
+            self._changed.set()
+
+    def _stored_one(self) -> None:
+        """Wake ``run`` where it waits for the last store; it need not look at each."""
+        self._storing -= 1
+        if self._failure is not None or self._letting_go or self.account.end is not None:
+            self._changed.set()
+
+    async def _open(self) -> None:
+        opening, shared = self.opening, self._shared
+        check_name(opening.vm)
+        check_name(opening.name)
+        capacity = vmdk.round_capacity(opening.size)
+        vmdk.check_capacity(capacity, self._layout)
+        request = ImageRequest(
+            opening.vm, opening.name, capacity, self._layout, replace=opening.replace
+        )
+        datastore = self._store.datastore
+        thin = opening.provisioning is Provisioning.THIN
+        needed = opening.reserve if thin else capacity
+        await shared.slow_workers.run(datastore.check, request)
+        space = await shared.slow_workers.run(datastore.space)
+        self._store.reservations.take(self.uuid, needed, space.free)
+        if not opening.dry_run:
+            await self._create(request, capacity)
+            if not thin:
+                self._store.reservations.release(self.uuid)
+        free = self._store.reservations.available(
+            (await shared.slow_workers.run(datastore.space)).free
+        )
+        if self._session.opened(opening.disk):
+            await self._send(
+                DiskOpened(opening.disk, opening.pass_number, self.uuid, capacity, free)
+            )
+        if opening.dry_run:
+            self._session.close(opening.disk)
+
+    async def _create(self, request: ImageRequest, capacity: int) -> None:
+        opening, shared = self.opening, self._shared
+        record = ImageRecord(
+            uuid=self.uuid,
+            peer=self._peer,
+            datastore=self._store.datastore.name,
+            vm=opening.vm,
+            disk=opening.name,
+            size=opening.size,
+            capacity=capacity,
+            source_id=opening.source_id,
+            created=time.time(),
+        )
+        image = await shared.slow_workers.run(self._store.datastore.create, request)
+        self._image = image
+        await shared.journal.run(Journal.begin_image, record)
+        self._on_record = True
+        if capacity > opening.size:  # only eager disks have something to write for that
+            await shared.slow_workers.run(image.zero, opening.size, capacity - opening.size)
+        if shared.prove:
+            self._proof = RunningProof(image, shared.slow_workers, self._proof_failed)
+        shared.metrics.disk_state(opening.vm, opening.name, "receiving")
+        self._log.info("disk opened", size=opening.size, datastore=record.datastore)
+
+    async def _receive(self) -> None:
+        """Flush and acknowledge behind the writers until the pass is complete."""
+        while True:
+            self._changed.clear()
+            self._check_going_on()
+            if self._due():
+                await self._flush()
+            elif self.account.end is not None and self.account.complete:
+                break
+            else:
+                await self._wait_for_change()
+        self._check_end()
+
+    def _check_going_on(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self.account.state is ReceiverState.CLOSED:
+            raise Abandoned(ErrorCode.CANCELLED)
+
+    def _due(self) -> bool:
+        if not self._written:
+            return False
+        ending = self.account.end is not None and not self._storing
+        late = time.monotonic() - self._dirty_since >= FLUSH_DELAY
+        return ending or late or self._unflushed >= self._enough
+
+    async def _wait_for_change(self) -> None:
+        try:
+            due = self._dirty_since + FLUSH_DELAY - time.monotonic() if self._written else None
+            async with asyncio.timeout(due):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+    async def _flush(self) -> None:
+        assert self._image is not None
+        batch, self._written = self._written, []
+        flushed, self._unflushed = self._unflushed, 0
+        started = time.monotonic()
+        try:
+            await self._shared.slow_workers.run(self._image.flush)
+        finally:
+            self._shared.metrics.inflight(-flushed)
+        self._store.metrics.fsync_seconds(time.monotonic() - started)
+        stored = ExtentSet()
+        batch.sort(key=lambda item: item.offset)  # so that neighbours are re-read together
+        for item in batch:
+            index = item.offset // CHUNK_SIZE
+            if item.again:
+                pass
+            elif item.digest is None:
+                self._manifest.set_zeros(index, -(-item.length // CHUNK_SIZE))
+                self._session.zeroed(self.opening.disk, item.offset, item.length)
+            else:
+                self._manifest.set_chunk(index, item.digest)
+                self._session.stored(self.opening.disk, item.offset)
+                if self._proof is not None:
+                    self._proof.add(item.offset, item.length, item.digest)
+            stored.add(item.offset, item.length)
+            self._check_order()
+        if len(self._segments) >= SEGMENTS_HELD:
+            await self._save_segments()
+        await self._say_stored(list(stored))
+
+    def _check_order(self) -> None:
+        open_segments = self._manifest.open_segments
+        if open_segments > MAX_OPEN_SEGMENTS:
+            raise DiskError(
+                f"chunks come from all over the disk: {open_segments} digest segments are begun"
+                f" and not complete, {MAX_OPEN_SEGMENTS} are allowed",
+                ErrorCode.CREDIT_EXCEEDED,
+                (open_segments, MAX_OPEN_SEGMENTS),
+            )
+
+    async def _say_stored(self, ranges: list[tuple[int, int]]) -> None:
+        for first in range(0, len(ranges), MAX_RANGES):
+            part = tuple(ranges[first : first + MAX_RANGES])
+            await self._send(Stored(self.opening.disk, self.opening.pass_number, part))
+
+    def _segment_folded(self, number: int, digests: bytes) -> None:
+        self._segments.append((number, digests))
+
+    async def _save_segments(self) -> None:
+        segments, self._segments = self._segments, []
+        await self._shared.journal.run(Journal.save_segments, self.uuid, segments)
+
+    def _check_end(self) -> None:
+        end = self.account.end
+        assert end is not None
+        if end.chunks != self.account.chunk_count:
+            raise PassIncomplete(
+                f"the sender counts {end.chunks} chunks, {self.account.chunk_count} came"
+            )
+        if end.root_digest != self._manifest.root():
+            raise PassIncomplete(
+                "the root digest of what came is not the sender's", ErrorCode.ROOT_MISMATCH
+            )
+
+    async def _finish(self) -> None:
+        """Prove what stands on the datastore, then let it be seen."""
+        await self._save_segments()
+        opening, shared = self.opening, self._shared
+        assert self._image is not None
+        completion = Completion(
+            opening,
+            self.uuid,
+            self._image,
+            self._store.datastore,
+            shared,
+            self._send,
+            self._check_going_on,
+        )
+        root, reread = self._manifest.root(), 0
+        if self._proof is not None:
+            await self._proof.stop()
+            reread = await completion.prove(root, self._proof.proven)
+        self._check_going_on()
+        published = not opening.live
+        if published:
+            self._publishing = True
+            await completion.publish(root, self._layout)
+        self._session.proven(opening.disk)
+        state = "complete" if published else "unpublished"
+        shared.metrics.disk_state(opening.vm, opening.name, state)
+        self._log.info("disk " + state, root=root.hex(), reread=reread)
+        await self._send(
+            DiskProven(opening.disk, opening.pass_number, reread, root, published=published)
+        )
+
+    async def _record(self, state: ImageState, root: bytes | None = None) -> None:
+        await self._shared.journal.run(
+            Journal.set_state, self.uuid, state, when=time.time(), root=root
+        )
+
+    async def _failed(self, error: TransferError) -> None:
+        opening = self.opening
+        self._session.close(opening.disk)
+        self._log.warning("disk given up", reason=str(error), code=error.code.name)
+        self._shared.metrics.disk_state(opening.vm, opening.name, "failed")
+        numbers = (0, 0)
+        if isinstance(error, DiskError):
+            numbers = error.numbers
+        elif isinstance(error, DigestMismatch):
+            numbers = (error.offset, 0)
+        await self._send(DiskFailed(opening.disk, opening.pass_number, error.code, numbers))
+
+    async def _release(self) -> None:
+        """Let go of the image: its files stay only if they are published or a live pass."""
+        self._letting_go = True
+        while self._storing:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._proof is not None:
+            await self._proof.stop()
+        self._shared.metrics.inflight(-self._unflushed)
+        self._store.reservations.release(self.uuid)
+        image, self._image = self._image, None
+        try:
+            if image is not None:
+                kept = self.account.state is ReceiverState.PROVEN
+                await self._shared.slow_workers.run(image.close if kept else image.abort)
+            if self._on_record and not self._publishing and image is not None and not kept:
+                await self._record(ImageState.DISCARDED)
+                self._log.info("incomplete files removed")
+        except (TransferError, OSError) as error:
+            self._log.warning("could not clean up", reason=str(error))
+
+
+class Abandoned(TransferError):
+    """The sender gave the disk up, or its session ended.
+
+    Args:
+        code: The sender's reason.
+    """
+
+    def __init__(self, code: ErrorCode) -> None:
+        super().__init__(f"the sender gave it up: {code.name}")
+        self.code = code

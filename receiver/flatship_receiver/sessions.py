@@ -1,0 +1,490 @@
+"""Sessions of authenticated senders: who is connected, which incarnation counts, what came.
+
+A connection is served by ``Session.serve``: it reads records, lets the session
+decide, and hands what was accepted to the disk. Its failure ends the
+connection; a session ends with its last connection.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from flatship_protocol.connection import (
+    IDLE_TIMEOUT,
+    KEEPALIVE_INTERVAL,
+    MESSAGE_START,
+    Connection,
+)
+from flatship_protocol.constants import CONNECTION_MAX_AGE, CONNECTION_MAX_BYTES
+from flatship_protocol.errors import (
+    CodecError,
+    ConnectionLost,
+    CreditExceeded,
+    DiskError,
+    ErrorCode,
+    MalformedMessage,
+    PeerError,
+    RecordNotAuthentic,
+    StaleEpoch,
+    TransferError,
+    UnexpectedMessage,
+)
+from flatship_protocol.messages import (
+    Abandon,
+    Capability,
+    Chunk,
+    DiskFailed,
+    EndPass,
+    Error,
+    Goodbye,
+    Hello,
+    HelloOk,
+    Message,
+    OpenDisk,
+    Ping,
+    Pong,
+    Zero,
+    decode,
+    encode,
+)
+from flatship_protocol.session import ReceiverSession, Verdict
+from flatship_receiver.admission import CONNECTIONS_PER_SESSION, SESSIONS_PER_PEER
+from flatship_receiver.facilities import Facilities, Store
+from flatship_receiver.journal import EpochClaim, Journal
+from flatship_receiver.peers import Peer
+from flatship_receiver.pipeline import Abandoned, DiskIntake
+from flatship_receiver.store import SUPPORTED_SEGMENTS
+from flatship_service.errors import OperatorError
+
+CREDIT: Final = 256 << 20  # bytes of chunks a session may have unacknowledged
+SOFTWARE: Final = "flatship-receiver"
+TAKEOVER_TIMEOUT: Final = 8.0  # seconds an older incarnation gets to let go of its disks
+DRAIN_TIMEOUT: Final = 1.0  # seconds a peer gets to read why it is refused
+UPKEEP_INTERVAL: Final = 5.0  # seconds
+STORES_PER_CONNECTION: Final = 8  # chunks of one connection under way at once
+FIRST_PASS: Final = 1  # later ones need a capability that there is not yet
+MAX_DISKS: Final = 256  # handles a session may use
+
+log = structlog.get_logger()
+
+_REASONS: Final[Mapping[type[TransferError], str]] = {
+    RecordNotAuthentic: "not_authentic",
+    MalformedMessage: "malformed",
+    UnexpectedMessage: "unexpected",
+    StaleEpoch: "stale_epoch",
+    CreditExceeded: "credit_exceeded",
+    CodecError: "codec",
+}
+
+
+class Refused(PeerError):
+    """The peer asked for more than it gets; ``code`` says of what."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is at the other end of a connection, and from where."""
+
+    peer: Peer
+    address: str
+
+
+class Session:
+    """One incarnation of one sender's session.
+
+    Args:
+        caller: Who opened it.
+        hello: The HELLO that opened it.
+        epoch: The incarnation.
+        stores: Datastores by name; the first is the default.
+        facilities: Shared by all sessions.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        hello: Hello,
+        epoch: int,
+        stores: Mapping[str, Store],
+        facilities: Facilities,
+    ) -> None:
+        self.caller = caller
+        self.session_id = hello.session_id
+        self.epoch = epoch
+        self.ended = asyncio.Event()
+        self._stores = stores
+        self._shared = facilities
+        self._account = ReceiverSession(epoch, CREDIT)
+        self._connections: dict[int, Connection] = {}
+        self._disks: dict[int, DiskIntake] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._over = False
+        self._upkeep: asyncio.Task[None] | None = None
+        self._aborted: asyncio.Future[ErrorCode] = asyncio.get_running_loop().create_future()
+        self._log = log.bind(peer=caller.peer.name, address=caller.address)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether further connections may join."""
+        return bool(self._connections) and not self._over
+
+    def add(self, index: int, connection: Connection) -> None:
+        """Take a further connection in.
+
+        Raises:
+            Refused: There are too many, or its index is taken.
+        """
+        if len(self._connections) >= CONNECTIONS_PER_SESSION or index in self._connections:
+            raise Refused(
+                ErrorCode.TOO_MANY_CONNECTIONS, f"connection {index} is one too many or taken"
+            )
+        self._connections[index] = connection
+
+    def _hello_ok(self, hello: Hello) -> bytes:
+        """The answer to a HELLO of this session, encoded."""
+        answer = HelloOk(
+            hello.capabilities & Capability(0),
+            self._account.credit,
+            CONNECTIONS_PER_SESSION,
+            int(IDLE_TIMEOUT),
+            SOFTWARE,
+        )
+        return encode(answer, self.epoch)
+
+    async def serve(self, hello: Hello) -> None:
+        """Answer HELLO and serve its connection until that ends; the session ends with the last."""
+        index = hello.connection_index
+        connection = self._connections[index]
+        self._shared.metrics.connections(1)
+        if self._upkeep is None:
+            self._upkeep = asyncio.create_task(self._maintain())
+        try:
+            await connection.send(self._hello_ok(hello))
+            await self._converse(connection)
+        except ConnectionLost as error:
+            self._log.info("connection ended", connection=index, reason=str(error))
+        except _Aborted as error:
+            self._connections.pop(index, None)
+            await say_and_close(connection, error.code, self.epoch)
+        except TransferError as error:
+            self._log.warning("connection refused", connection=index, reason=str(error))
+            self._connections.pop(index, None)
+            self._shared.metrics.record_rejected(_REASONS.get(type(error), "other"))
+            if isinstance(error, RecordNotAuthentic):
+                return  # whoever sent that is not told a thing; SPEC.md, "Records"
+            await say_and_close(connection, error.code, self.epoch)
+        finally:
+            self._shared.metrics.connections(-1)
+            connection.close()
+            self._connections.pop(index, None)
+            if not self._connections:
+                await self._end()
+
+    async def abort(self, code: ErrorCode) -> None:
+        """Tell the sender why, close all connections, and wait for the disks to be let go."""
+        if not self._aborted.done():
+            self._aborted.set_result(code)
+        await self.ended.wait()
+
+    async def send(self, message: Message) -> None:
+        """Send on the first connection that takes it; without any, the message is dropped."""
+        encoded = encode(message, self.epoch)
+        for connection in list(self._connections.values()):
+            try:
+                await connection.send(encoded)
+            except ConnectionLost:
+                continue
+            return
+
+    async def _converse(self, connection: Connection) -> None:
+        """Read until GOODBYE; chunks that were accepted are stored whatever comes after them."""
+        stores = _Stores()
+        reader = asyncio.create_task(self._read(connection, stores))
+        waiting: set[asyncio.Future[Any]] = {reader, stores.failed, self._aborted}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if self._aborted.done():
+                raise _Aborted(self._aborted.result())
+            if stores.failed.done():
+                raise stores.failed.result()
+            await reader
+        finally:
+            reader.cancel()
+            await asyncio.wait({reader, *stores.running})
+
+    async def _read(self, connection: Connection, stores: "_Stores") -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        while True:
+            header = await connection.receive_header()
+            _check_age(connection, loop.time() - started)
+            await connection.receive_ciphertext(header)
+            await stores.room()
+            frame = await self._shared.frames.acquire()  # not sooner: a peer may be slow, or stop
+            keep = False
+            try:
+                message_frame = frame[MESSAGE_START:]
+                size = connection.open(header, message_frame)
+                epoch, message = decode(message_frame[:size])
+                if isinstance(message, Chunk):
+                    disk = self._accept(epoch, message)
+                    if disk is not None:
+                        stores.start(disk.store(message, frame))
+                        keep = True
+                elif await self._act(connection, epoch, message):
+                    return
+            finally:
+                if not keep:
+                    self._shared.frames.release(frame)
+            if not keep:
+                await asyncio.sleep(0)  # a flood of small messages leaves others their turn
+
+    def _accept(self, epoch: int, chunk: Chunk) -> DiskIntake | None:
+        """The disk that is to store a chunk, or None where there is nothing to store."""
+        disk = self._disk(chunk.disk)
+        if any(segment.kind not in SUPPORTED_SEGMENTS for segment in chunk.segments):
+            raise Refused(ErrorCode.UNSUPPORTED, "a segment of a kind that was not agreed on")
+        try:
+            verdict = self._account.receive(epoch, chunk, disk.digest_of)
+        except DiskError as error:
+            self._shared.metrics.record_rejected("duplicate_differs")
+            disk.fail(error)
+            return None
+        if verdict is Verdict.ACKNOWLEDGE_AGAIN:
+            disk.acknowledge_again(chunk.offset, chunk.length)
+        return disk if verdict is Verdict.ACT else None
+
+    async def _act(self, connection: Connection, epoch: int, message: Message) -> bool:
+        """Do what a message other than CHUNK asks for; True after GOODBYE."""
+        if isinstance(message, Ping):
+            await connection.send(encode(Pong(message.token), self.epoch))
+        elif isinstance(message, Goodbye):
+            if message.last:
+                self._over = True
+                for other in list(self._connections.values()):
+                    if other is not connection:
+                        other.close()
+            return True
+        elif isinstance(message, OpenDisk):
+            await self._open_disk(epoch, message)
+        elif isinstance(message, Zero | EndPass | Abandon):
+            await self._about_disk(epoch, message)
+        elif isinstance(message, Error):
+            raise ConnectionLost(f"the sender reports {message.code.name}")
+        elif not isinstance(message, Pong):
+            raise UnexpectedMessage(f"{type(message).__name__} from a sender")
+        return False
+
+    async def _about_disk(self, epoch: int, message: Zero | EndPass | Abandon) -> None:
+        disk = self._disks.get(message.disk)
+        if disk is None:  # refused, which the sender may not know yet, or never named
+            self._account.receive(epoch, message, lambda _: None)
+            return
+        try:
+            verdict = self._account.receive(epoch, message, disk.digest_of)
+        except DiskError as error:
+            self._shared.metrics.record_rejected("duplicate_differs")
+            disk.fail(error)
+            return
+        if isinstance(message, Abandon):
+            disk.fail(Abandoned(message.code))
+        elif isinstance(message, EndPass):
+            disk.ended()
+        elif verdict is Verdict.ACT:
+            await disk.zero(message)
+        elif verdict is Verdict.ACKNOWLEDGE_AGAIN:
+            disk.acknowledge_again(message.offset, message.length)
+
+    async def _open_disk(self, epoch: int, opening: OpenDisk) -> None:
+        if len(self._account.disks) >= MAX_DISKS:
+            raise Refused(ErrorCode.UNEXPECTED_MESSAGE, f"more than {MAX_DISKS} disks")
+        self._account.open(epoch, opening)
+        if opening.pass_number != FIRST_PASS:
+            raise Refused(ErrorCode.UNSUPPORTED, f"pass {opening.pass_number} was not agreed on")
+        name = opening.datastore or next(iter(self._stores))
+        store = self._stores.get(name)
+        peer = self._peer_now() or self.caller.peer  # a revoked key's session is about to end
+        denial = peer.permits(opening.vm, opening.name, name, opening.size, self.caller.address)
+        code = denial.code if denial else ErrorCode.DATASTORE_UNKNOWN
+        if denial or store is None:
+            reason = denial.reason if denial else f"no datastore {name}"
+            self._log.warning("disk refused", vm=opening.vm, disk=opening.name, reason=reason)
+            self._account.close(opening.disk)
+            numbers = (opening.size, peer.max_bytes or 0)
+            await self.send(DiskFailed(opening.disk, opening.pass_number, code, numbers))
+            return
+        disk = DiskIntake(opening, peer.public, store, self._account, self.send, self._shared)
+        self._disks[opening.disk] = disk
+        task = asyncio.create_task(disk.run())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def _disk(self, handle: int) -> DiskIntake:
+        disk = self._disks.get(handle)
+        if disk is None:
+            raise UnexpectedMessage(f"a message about disk {handle}, which is not open")
+        return disk
+
+    async def _maintain(self) -> None:
+        """Say that we live where nothing was said for long; end the session of a revoked key."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(UPKEEP_INTERVAL)
+            if self._peer_now() is None and not self._aborted.done():
+                self._aborted.set_result(ErrorCode.NOT_PERMITTED)
+            for connection in list(self._connections.values()):
+                if loop.time() - connection.sent_at >= KEEPALIVE_INTERVAL and not connection.busy:
+                    with suppress(ConnectionLost):
+                        await connection.send(encode(Ping(0), self.epoch))
+
+    def _peer_now(self) -> Peer | None:
+        """What the sender's line says now; None if the key was revoked."""
+        try:
+            return self._shared.senders.find(self.caller.peer.public)
+        except OperatorError as error:
+            self._log.warning("cannot look the sender up", reason=str(error))
+            return self.caller.peer
+
+    async def _end(self) -> None:
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+        for disk in self._disks.values():
+            disk.fail(Abandoned(ErrorCode.CANCELLED))
+        if self._running:
+            await asyncio.wait(self._running)
+        self._log.info("session ended", orderly=self._over)
+        self.ended.set()
+
+
+class Sessions:
+    """All sessions of a receiver.
+
+    Args:
+        stores: Datastores by name; the first is the default.
+        facilities: What sessions share.
+    """
+
+    def __init__(self, stores: Mapping[str, Store], facilities: Facilities) -> None:
+        self._stores = stores
+        self._shared = facilities
+        self._sessions: dict[tuple[bytes, bytes], Session] = {}
+        self._joining: dict[tuple[bytes, bytes], asyncio.Lock] = {}
+
+    async def join(self, caller: Caller, hello: Hello, epoch: int, connection: Connection) -> None:
+        """Serve a connection whose HELLO has opened, as part of its session, until it ends.
+
+        Raises:
+            Refused: Its epoch is over, or there are too many of something;
+                nothing was sent yet.
+        """
+        key = (caller.peer.public, hello.session_id)
+        joining = self._joining.setdefault(key, asyncio.Lock())
+        try:
+            async with joining:
+                session = await self._session(caller, hello, epoch)
+                session.add(hello.connection_index, connection)
+        finally:
+            if key not in self._sessions and not joining.locked():
+                self._joining.pop(key, None)
+        try:
+            await session.serve(hello)
+        finally:
+            if session.ended.is_set():
+                self._forget(session)
+
+    async def close(self, code: ErrorCode) -> None:
+        """End all sessions; their disks are let go when this returns."""
+        await asyncio.gather(*(session.abort(code) for session in self._sessions.values()))
+
+    @property
+    def count(self) -> int:
+        """Sessions under way."""
+        return len(self._sessions)
+
+    async def _session(self, caller: Caller, hello: Hello, epoch: int) -> Session:
+        key = (caller.peer.public, hello.session_id)
+        current = self._sessions.get(key)
+        others = sum(1 for peer, _ in self._sessions if peer == caller.peer.public)
+        if current is None and others >= SESSIONS_PER_PEER:
+            raise Refused(ErrorCode.TOO_MANY_SESSIONS, f"{others} sessions are open already")
+        claim = await self._shared.journal.run(Journal.claim_epoch, *key, epoch)
+        if claim is EpochClaim.CURRENT and current is not None and current.is_open:
+            return current
+        if claim is not EpochClaim.NEW:
+            raise Refused(ErrorCode.STALE_EPOCH, f"epoch {epoch} of this session is over")
+        if current is not None:
+            try:
+                async with asyncio.timeout(TAKEOVER_TIMEOUT):
+                    await current.abort(ErrorCode.STALE_EPOCH)
+            except TimeoutError:
+                raise Refused(
+                    ErrorCode.DISK_BUSY,
+                    "the epoch before this one is still letting go of its disks",
+                ) from None
+            self._forget(current)
+        session = self._sessions[key] = Session(caller, hello, epoch, self._stores, self._shared)
+        return session
+
+    def _forget(self, session: Session) -> None:
+        key = (session.caller.peer.public, session.session_id)
+        if self._sessions.get(key) is session:
+            del self._sessions[key]
+            self._joining.pop(key, None)
+
+
+class _Aborted(Exception):
+    """The session is ended from this side; ``code`` tells the sender why."""
+
+    def __init__(self, code: ErrorCode) -> None:
+        super().__init__(code.name)
+        self.code = code
+
+
+class _Stores:
+    """Chunks of one connection that are being stored."""
+
+    def __init__(self) -> None:
+        self.running: set[asyncio.Task[None]] = set()
+        self.failed: asyncio.Future[PeerError] = asyncio.get_running_loop().create_future()
+
+    async def room(self) -> None:
+        """Wait until another one may be started."""
+        while len(self.running) >= STORES_PER_CONNECTION:
+            await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
+
+    def start(self, store: Coroutine[None, None, None]) -> None:
+        """Begin to store a chunk; a peer's fault ends in ``failed``."""
+        task = asyncio.create_task(self._watch(store))
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+
+    async def _watch(self, store: Coroutine[None, None, None]) -> None:
+        try:
+            await store
+        except PeerError as error:
+            if not self.failed.done():
+                self.failed.set_result(error)
+
+
+async def say_and_close(connection: Connection, code: ErrorCode, epoch: int) -> None:
+    """Send ERROR, if the connection still takes it, and close in a way that lets it arrive."""
+    try:
+        await connection.send(encode(Error(code), epoch))
+        await connection.stream.drain(DRAIN_TIMEOUT)
+    except ConnectionLost:
+        pass
+    finally:
+        connection.close()
+
+
+def _check_age(connection: Connection, age: float) -> None:
+    if age > 2 * CONNECTION_MAX_AGE or connection.opened_bytes > 2 * CONNECTION_MAX_BYTES:
+        raise Refused(ErrorCode.CONNECTION_EXPIRED, "the connection was used for too long")

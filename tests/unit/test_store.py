@@ -1,0 +1,138 @@
+"""A chunk is written if it is the sender's, and otherwise nothing is."""
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+import zstandard
+
+from flatship_protocol.constants import CHUNK_SIZE, PAGE_SIZE
+from flatship_protocol.digest import chunk_digest
+from flatship_protocol.errors import CodecError, DatastoreError, DigestMismatch, ErrorCode
+from flatship_protocol.messages import Chunk, Codec, Segment, SegmentKind
+from flatship_receiver.store import store
+
+MIB = CHUNK_SIZE
+OFFSET = 5 * MIB
+NOISE = Random(1).randbytes(MIB)
+
+
+class RecordingImage:
+    """What was done to an image, in order."""
+
+    capacity = 64 * MIB
+
+    def __init__(self, fail_at: int = 0) -> None:
+        self.calls: list[tuple[str, int, bytes | int]] = []
+        self._fail_at = fail_at
+
+    def write(self, offset: int, data: memoryview) -> None:
+        if len(self.calls) + 1 == self._fail_at:
+            raise DatastoreError("the medium fails", ErrorCode.WRITE_FAILED)
+        self.calls.append(("write", offset, bytes(data)))
+
+    def zero(self, offset: int, length: int) -> None:
+        self.calls.append(("zero", offset, length))
+
+
+def chunk(data: bytes, payload: bytes, codec: Codec = Codec.RAW, *segments: Segment) -> Chunk:
+    literal = len(payload) if codec is Codec.RAW else len(data)
+    return Chunk(
+        1, 1, OFFSET, len(data), codec, literal, chunk_digest(data), segments, memoryview(payload)
+    )
+
+
+def stored(message: Chunk, image: RecordingImage | None = None) -> RecordingImage:
+    image = image or RecordingImage()
+    store(image, message)  # type: ignore[arg-type]  # the part of an Image that it needs
+    return image
+
+
+def test_a_literal_chunk_is_written_at_its_place() -> None:
+    image = stored(chunk(NOISE, NOISE))
+    assert image.calls == [("write", OFFSET, NOISE)]
+
+
+def test_a_compressed_chunk_is_written_decoded() -> None:
+    data = NOISE[:1024] * 300
+    image = stored(chunk(data, zstandard.compress(data), Codec.ZSTD))
+    assert image.calls == [("write", OFFSET, data)]
+
+
+def test_literals_are_written_and_zeros_zeroed_where_they_belong() -> None:
+    tail = 512
+    data = NOISE[:PAGE_SIZE] + bytes(2 * PAGE_SIZE) + NOISE[-tail:]
+    message = chunk(
+        data,
+        NOISE[:PAGE_SIZE] + NOISE[-tail:],
+        Codec.RAW,
+        Segment(SegmentKind.LITERAL, 1),
+        Segment(SegmentKind.ZERO, 2),
+        Segment(SegmentKind.LITERAL, 1),
+    )
+    assert stored(message).calls == [
+        ("write", OFFSET, NOISE[:PAGE_SIZE]),
+        ("zero", OFFSET + PAGE_SIZE, 2 * PAGE_SIZE),
+        ("write", OFFSET + 3 * PAGE_SIZE, NOISE[-tail:]),
+    ]
+
+
+@pytest.mark.parametrize("with_segments", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_digest_that_differs_leaves_the_image_untouched(
+    with_segments: bool, compressed: bool
+) -> None:
+    literal = NOISE[: 4 * PAGE_SIZE]
+    segments = (Segment(SegmentKind.LITERAL, 4), Segment(SegmentKind.ZERO, 4))
+    data = literal + bytes(4 * PAGE_SIZE) if with_segments else literal
+    payload = zstandard.compress(literal) if compressed else literal
+    message = replace(
+        chunk(data, payload, Codec.ZSTD if compressed else Codec.RAW),
+        literal_length=len(literal),
+        segments=segments if with_segments else (),
+        digest=bytes(32),
+    )
+    image = RecordingImage()
+    with pytest.raises(DigestMismatch) as error:
+        stored(message, image)
+    assert error.value.offset == OFFSET
+    assert image.calls == []
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\x28\xb5\x2f\xfd",
+        zstandard.compress(NOISE[:PAGE_SIZE])[:-1],
+        zstandard.compress(NOISE[:PAGE_SIZE]) + b"x",
+        zstandard.compress(NOISE[: 2 * PAGE_SIZE]),
+        zstandard.compress(NOISE[:512]),
+    ],
+)
+def test_a_payload_that_does_not_decode_leaves_the_image_untouched(payload: bytes) -> None:
+    image = RecordingImage()
+    with pytest.raises(CodecError):
+        stored(chunk(NOISE[:PAGE_SIZE], payload, Codec.ZSTD), image)
+    assert image.calls == []
+
+
+def test_what_an_earlier_chunk_left_in_the_buffers_is_never_written() -> None:
+    stored(chunk(NOISE, zstandard.compress(NOISE), Codec.ZSTD))
+    data = NOISE[:PAGE_SIZE] + bytes(255 * PAGE_SIZE)
+    message = chunk(
+        data,
+        NOISE[:PAGE_SIZE],
+        Codec.RAW,
+        Segment(SegmentKind.LITERAL, 1),
+        Segment(SegmentKind.ZERO, 255),
+    )
+    assert stored(message).calls == [
+        ("write", OFFSET, NOISE[:PAGE_SIZE]),
+        ("zero", OFFSET + PAGE_SIZE, 255 * PAGE_SIZE),
+    ]
+
+
+def test_a_failing_datastore_passes_through() -> None:
+    with pytest.raises(DatastoreError):
+        stored(chunk(NOISE, NOISE), RecordingImage(fail_at=1))
