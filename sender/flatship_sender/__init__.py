@@ -1,0 +1,1 @@
+"""The sender: reads disks on the KVM host and ships them."""

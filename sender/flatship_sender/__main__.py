@@ -1,0 +1,5 @@
+"""``python -m flatship_sender``."""
+
+from flatship_sender.cli import main
+
+main()

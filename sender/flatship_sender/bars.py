@@ -1,0 +1,196 @@
+"""Bars on a terminal. The only module that imports rich; ``display`` imports it when needed."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from flatship_sender import figures
+from flatship_sender.progress import (
+    FINAL_STATES,
+    DiskProgress,
+    TransferProgress,
+    TransferState,
+)
+from flatship_service.printable import printable
+from flatship_service.units import format_duration, format_rate, format_size
+
+INTERVAL: Final = 0.25  # seconds between two pictures
+
+_STYLES: Final = {
+    TransferState.PUBLISHED: "green",
+    TransferState.FAILED: "bold red",
+    TransferState.CANCELLED: "yellow",
+    TransferState.UNPUBLISHED: "yellow",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    title: str
+    width: int  # cells
+    right: bool = True
+
+
+_NAME: Final = _Column("disk", 16, right=False)
+_BAR: Final = _Column("", 10, right=False)
+_PERCENT: Final = _Column("done", 4)
+_RATE: Final = _Column("rate", 10)
+_RATIO: Final = _Column("ratio", 5)
+_SKIPPED: Final = _Column("skipped", 10)
+_ETA: Final = _Column("left", 7)
+_STATE: Final = _Column("state", 11, right=False)
+_COLUMNS: Final = (_NAME, _BAR, _PERCENT, _RATE, _RATIO, _SKIPPED, _ETA, _STATE)
+_EXPENDABLE: Final = (_SKIPPED, _RATIO, _BAR, _RATE)  # in this order on narrow terminals
+_MAX_NAME: Final = 40  # cells
+_OTHER_LINES: Final = 5  # heading, stall, more, total, and where the cursor stands
+
+
+class LiveBars:
+    """A bar for each disk and a line for all of them, redrawn in place.
+
+    Args:
+        console: Where to draw. It decides on colours (``NO_COLOR``), width and height.
+    """
+
+    interval = INTERVAL
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._meters = figures.TransferMeters()
+
+    def show(self, progress: TransferProgress, now: float) -> None:
+        """Draw the bars anew."""
+        drawn = self.draw(progress, now)
+        if self._live is None:
+            # Standard output carries results: it is not to be drawn around.
+            self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False)
+            self._live.start()
+        self._live.update(drawn, refresh=True)
+
+    def close(self) -> None:
+        """Leave the last picture standing."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def draw(self, progress: TransferProgress, now: float) -> RenderableType:
+        """The picture at ``now``, no larger than the console."""
+        self._meters.look(progress, now)
+        stalled = figures.stall(progress.stalled_since, now)
+        size = self._console.size
+        shown = visible(progress.disks, max(1, size.height - _OTHER_LINES))
+        lines: list[RenderableType] = [self._table(progress, shown, size.width)]
+        for index in shown:
+            if (reason := figures.failure(progress.disks[index])) is not None:
+                name = printable(progress.disks[index].target)
+                lines.append(_line(f"{name}: {reason}", "red"))
+        hidden = [disk for i, disk in enumerate(progress.disks) if i not in set(shown)]
+        if hidden:
+            lines.append(_line(more(hidden), "dim"))
+        lines.append(Text(self._total(progress), no_wrap=True, overflow="ellipsis"))
+        if stalled is not None:
+            lines.append(_line(stalled, "bold yellow"))
+        return Group(*lines)
+
+    def _table(self, progress: TransferProgress, shown: list[int], width: int) -> Table:
+        columns = fitting(width)
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+        for column, cells in columns.items():
+            table.add_column(
+                column.title,
+                width=cells,
+                no_wrap=True,
+                overflow="ellipsis",
+                justify="right" if column.right else "left",
+            )
+        for index in shown:
+            disk = progress.disks[index]
+            texts = cells_of(disk, self._meters.disks[index], progress.stalled_since is not None)
+            row: list[RenderableType] = [
+                ProgressBar(total=max(1, disk.size), completed=disk.size - disk.remaining)
+                if column is _BAR
+                else Text(texts[column.title], _STYLES.get(disk.state, ""))
+                for column in columns
+            ]
+            table.add_row(*row)
+        return table
+
+    def _total(self, progress: TransferProgress) -> str:
+        size = sum(disk.size for disk in progress.disks)
+        live = [disk for disk in progress.disks if disk.state not in FINAL_STATES]
+        remaining = sum(disk.remaining for disk in live)
+        done = sum(disk.size - disk.remaining for disk in progress.disks)
+        facts = [f"{figures.percent(done, size)} of {format_size(size)}"]
+        if live and (wire_rate := self._meters.wire.rate()) is not None:
+            facts.append(f"{format_rate(wire_rate)} on the wire")
+        eta = figures.seconds_left(remaining, self._meters.moved.rate(figures.ETA_SPAN))
+        if remaining and eta is not None and progress.stalled_since is None:
+            facts.append(f"{format_duration(eta)} left")
+        return f"total: {', '.join(facts)}"
+
+
+def cells_of(disk: DiskProgress, meters: figures.DiskMeters, stalled: bool) -> dict[str, str]:
+    """What stands in a disk's row, by the column's title."""
+    rate = meters.rate(disk)
+    eta = None if stalled else meters.eta(disk)
+    ratio = figures.compression_ratio(disk.sent, disk.payload.total())
+    return {
+        _NAME.title: printable(disk.target),
+        _PERCENT.title: figures.percent(disk.size - disk.remaining, disk.size),
+        _RATE.title: figures.UNKNOWN if rate is None else format_rate(rate),
+        _RATIO.title: figures.format_ratio(ratio),
+        _SKIPPED.title: format_size(disk.skipped),
+        _ETA.title: figures.format_eta(eta),
+        _STATE.title: figures.format_state(disk),
+    }
+
+
+def fitting(width: int) -> dict[_Column, int]:
+    """The columns that fit on ``width`` cells, and the cells each of them gets."""
+    columns = list(_COLUMNS)
+    for expendable in _EXPENDABLE:
+        if _needed(columns) > width:
+            columns.remove(expendable)
+    cells = {column: column.width for column in columns}
+    cells[_NAME] += min(_MAX_NAME - _NAME.width, max(0, width - _needed(columns)))
+    return cells
+
+
+def _needed(columns: list[_Column]) -> int:
+    return sum(column.width + 1 for column in columns) - 1
+
+
+def visible(disks: list[DiskProgress], lines: int) -> list[int]:
+    """Indices of the disks to show on ``lines``: those at work and failed ones before the rest.
+
+    A failed disk takes two lines. The order of the disks is kept.
+    """
+
+    def urgency(index: int) -> int:
+        state = disks[index].state
+        return 0 if state in figures.AT_WORK else 1 if state is TransferState.FAILED else 2
+
+    chosen: list[int] = []
+    for index in sorted(range(len(disks)), key=urgency):
+        lines -= 2 if disks[index].error is not None else 1
+        if lines < 0 and chosen:
+            break
+        chosen.append(index)
+    return sorted(chosen)
+
+
+def more(hidden: list[DiskProgress]) -> str:
+    """Sum up the disks for which there is no room."""
+    states = Counter(disk.state.value for disk in hidden)
+    return f"and {len(hidden)} more: {', '.join(f'{n} {state}' for state, n in states.items())}"
+
+
+def _line(text: str, style: str) -> RenderableType:
+    return Text(text, style, no_wrap=True, overflow="ellipsis")

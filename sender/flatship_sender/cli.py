@@ -1,0 +1,232 @@
+"""The commands of flatship-sender."""
+
+import asyncio
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from flatship_protocol.endpoint import Endpoint, parse_endpoint
+from flatship_protocol.errors import TransferError
+from flatship_protocol.invitation import decode_invitation
+from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
+from flatship_sender.compression import MAX_LEVEL, MIN_LEVEL, Policy
+from flatship_sender.daemon import DEFAULT_CONNECTIONS, Order, SendOptions, Target, pair
+from flatship_sender.daemon import send as send_disks
+from flatship_sender.display import choose_display
+from flatship_sender.inspect import InspectionReport, describe, inspect
+from flatship_sender.receivers import Receivers, default_name
+from flatship_sender.results import from_progress, render_table, to_json
+from flatship_sender.sources.raw import open_source
+from flatship_service import __version__
+from flatship_service.cli import Parsed, run, state_option, tell
+from flatship_service.keys import format_key, load_or_create_identity
+from flatship_service.paths import state_folder
+from flatship_service.units import parse_rate
+
+FORMATS: Final = {
+    "vmfs": DiskFormat.VMFS,
+    "monolithicFlat": DiskFormat.MONOLITHIC_FLAT,
+    "twoGbMaxExtentFlat": DiskFormat.TWO_GB_MAX_EXTENT_FLAT,
+}
+PROVISIONINGS: Final = {kind.name.lower(): kind for kind in Provisioning}
+MIN_LIMIT: Final = 8 << 10  # bytes per second; receivers tolerate half of it
+MAX_CONNECTIONS: Final = 14  # receivers allow 16: two more while connections are replaced
+MAX_INVITATION: Final = 1 << 16  # bytes read of what should be one line
+HARDWARE_VERSIONS: Final = ("8", "9", "10", "11", "13", "14", "17", "20")
+ADAPTERS: Final = {kind.name.lower(): kind for kind in Adapter}
+DRY_RUN_NOTE: Final = "dry run: the receiver would take this; nothing was sent"
+LIVE_NOTE: Final = (
+    "not published: a source that is in use makes no disk to boot from;"
+    " shut the guest down and send it again without --live"
+)
+
+
+def _compression(text: str) -> Policy:
+    if text in ("auto", "off"):
+        return "auto" if text == "auto" else "off"
+    try:
+        level = int(text)
+    except ValueError:
+        level = MAX_LEVEL + 1
+    if not MIN_LEVEL <= level <= MAX_LEVEL:
+        raise ValueError(f"expected auto, off, or a level from {MIN_LEVEL} to {MAX_LEVEL}")
+    return level
+
+
+def _limit(text: str) -> int:
+    rate = parse_rate(text)
+    if rate < MIN_LIMIT:
+        raise ValueError("expected at least 8KiB/s, or the receiver takes the link for dead")
+    return rate
+
+
+LIMIT: Final = Parsed("rate", _limit)
+COMPRESSION: Final = Parsed("auto|off|level", _compression)
+ADDRESS: Final = Parsed("host:port", parse_endpoint)
+
+
+@click.group()
+@click.version_option(__version__, prog_name="flatship-sender")
+def cli() -> None:
+    """Send the disks of virtual machines to a Flatship receiver at a VMware datastore."""
+
+
+@cli.command(short_help="Show this sender's key and fingerprint.")
+@state_option
+def identity(state: Path | None) -> None:
+    """Show this sender's public key and fingerprint; make the key if there is none."""
+    ours = load_or_create_identity(state_folder("sender", state))
+    click.echo(f"{format_key(ours.public)} {ours.fingerprint}")
+
+
+@cli.command(short_help="Pair with a receiver.")
+@click.option("--as", "name", metavar="NAME", help="Call the receiver NAME; its host otherwise.")
+@click.argument("invitation", metavar="[FILE]", type=click.File("rb"), default="-")
+@state_option
+def join(name: str | None, invitation: Any, state: Path | None) -> None:
+    """Pair with a receiver: read the line that flatship-receiver invite printed.
+
+    FILE holds that line; without it, or with -, standard input is read. The line itself
+    is never an argument, for it holds a secret and arguments are visible to all.
+    """
+    folder = state_folder("sender", state)
+    offered = decode_invitation(invitation.read(MAX_INVITATION).decode(errors="replace"))
+    receiver = asyncio.run(
+        pair(
+            offered,
+            name or default_name(offered.endpoint),
+            load_or_create_identity(folder),
+            Receivers(folder),
+        )
+    )
+    click.echo(f"paired with {receiver}, key {receiver.fingerprint}")
+
+
+@cli.command(name="inspect", short_help="Show what disks hold, without sending them.")
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option("--exact", is_flag=True, help="Read everything instead of a sample.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a source.")
+def inspect_(sources: tuple[str, ...], exact: bool, as_json: bool) -> None:
+    """Show what each SOURCE holds and what sending it would take, without sending it."""
+    for path in sources:
+        with closing(open_source(path, live=True)) as source:
+            found = inspect(source, exact=exact)
+        if as_json:
+            click.echo(msgspec.json.encode(InspectionReport.of(path, found)))
+        else:
+            click.echo(describe(path, found))
+
+
+@cli.command(short_help="Send disks, prove them, publish them.")
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option("--to", "receiver", metavar="NAME", required=True, help="The receiver, by its name.")
+@click.option("--vm", metavar="VM", required=True, help="The virtual machine's name there.")
+@click.option("--datastore", metavar="D", default="", help="Which datastore; its first if absent.")
+@click.option(
+    "--provisioning",
+    type=click.Choice(list(PROVISIONINGS)),
+    default="thin",
+    show_default=True,
+    help="How space is taken: as data comes, all at once, or all of it written.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(list(FORMATS)),
+    default="vmfs",
+    show_default=True,
+    help="vmfs is for ESXi, the others for Workstation and Fusion.",
+)
+@click.option(
+    "--adapter",
+    type=click.Choice(list(ADAPTERS)),
+    default="lsilogic",
+    show_default=True,
+    help="lsilogic stands for PVSCSI, SAS, SATA and NVMe too; choose those in the VM's settings.",
+)
+@click.option(
+    "--hardware-version",
+    type=click.Choice(HARDWARE_VERSIONS),
+    default="14",
+    show_default=True,
+    help="Virtual hardware: 14 is ESXi 6.7, 17 is 7.0, 20 is 8.0.",
+)
+@click.option("--replace", is_flag=True, help="Replace a disk that is there, once proven.")
+@click.option("--live", is_flag=True, help="Read a source that is in use; it is not published.")
+@click.option("--dry-run", is_flag=True, help="Ask the receiver whether it would take the disks.")
+@click.option("--limit", type=LIMIT, help="Bytes a second on the wire, such as 20MB or 100Mbit.")
+@click.option(
+    "--connections",
+    metavar="N",
+    type=click.IntRange(1, MAX_CONNECTIONS),
+    default=DEFAULT_CONNECTIONS,
+    show_default=True,
+    help="TCP connections that share the work.",
+)
+@click.option(
+    "--compression",
+    type=COMPRESSION,
+    default="auto",
+    show_default=True,
+    help=f"auto follows the link; or a zstd level, {MIN_LEVEL} to {MAX_LEVEL}.",
+)
+@click.option("--http", type=ADDRESS, help="Serve metrics here while it runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@state_option
+def send(
+    sources: tuple[str, ...],
+    receiver: str,
+    vm: str,
+    datastore: str,
+    provisioning: str,
+    format_: str,
+    adapter: str,
+    hardware_version: str,
+    replace: bool,
+    live: bool,
+    dry_run: bool,
+    limit: int | None,
+    connections: int,
+    compression: Policy,
+    http: Endpoint | None,
+    as_json: bool,
+    quiet: bool,
+    state: Path | None,
+) -> int:
+    """Send each SOURCE, a raw file or a block device; publish it as a VMDK once it is proven."""
+    folder = state_folder("sender", state)
+    order = Order(
+        sources,
+        Receivers(folder).load(receiver),
+        load_or_create_identity(folder),
+        folder,
+        Target(
+            vm,
+            datastore,
+            FORMATS[format_],
+            PROVISIONINGS[provisioning],
+            ADAPTERS[adapter],
+            int(hardware_version),
+            replace,
+        ),
+        SendOptions(connections, compression, limit, live, dry_run, http),
+    )
+    display = choose_display(sys.stderr, json=as_json, quiet=quiet)
+    outcome = send_disks(order, display, __version__)
+    result = from_progress(outcome.progress)
+    click.echo(to_json(result) if as_json else render_table(result), nl=not as_json)
+    if outcome.failure is not None:
+        raise outcome.failure
+    if outcome.exit_code == 0 and (dry_run or live):
+        tell(DRY_RUN_NOTE if dry_run else LIVE_NOTE)
+    return outcome.exit_code
+
+
+def main() -> None:
+    """The program."""
+    sys.exit(run(cli, (TransferError,)))

@@ -1,0 +1,439 @@
+"""A session with a receiver as the sender holds it: connections, keepalive, replacement.
+
+What the messages mean is not known here; ``pipeline`` decides that.
+"""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from flatship_protocol.connection import (
+    HANDSHAKE_TIMEOUT,
+    KEEPALIVE_INTERVAL,
+    MAX_CIPHERTEXT_TO_SENDER,
+    Connection,
+    SocketStream,
+    Stream,
+    initiate,
+)
+from flatship_protocol.constants import (
+    CHUNK_SIZE,
+    CONNECTION_MAX_AGE,
+    CONNECTION_MAX_BYTES,
+    MAX_CIPHERTEXT,
+)
+from flatship_protocol.errors import (
+    ConnectionClosed,
+    ConnectionLost,
+    HandshakeFailed,
+    PeerError,
+    ProtocolVersionMismatch,
+    RecordNotAuthentic,
+    TransferError,
+    UnexpectedMessage,
+)
+from flatship_protocol.handshake import Initiator, Keys
+from flatship_protocol.messages import (
+    Capability,
+    Error,
+    Goodbye,
+    Hello,
+    HelloOk,
+    Message,
+    Ping,
+    Pong,
+    decode,
+    encode,
+)
+from flatship_sender.receivers import Receiver
+from flatship_sender.refusals import NotAuthorised, RefusedByReceiver
+
+SOFTWARE: Final = "flatship-sender"
+CONNECT_TIMEOUT: Final = 10.0  # seconds
+GOODBYE_TIMEOUT: Final = 2.0  # seconds
+MIN_IDLE_TIMEOUT: Final = 6  # seconds; a receiver with less patience cannot be kept company
+MAINTENANCE_INTERVAL: Final = 1.0  # seconds
+REPLACE_BACKOFF: Final = 30.0  # seconds after a connection could not be replaced
+
+
+Dial: TypeAlias = Callable[[Receiver], Awaitable[Stream]]
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What the sender proves itself with. Its repr shows no secret.
+
+    ``invitation`` is the id of the invitation that ``psk`` was derived from, while pairing.
+    """
+
+    private: bytes = field(repr=False)
+    psk: bytes = field(repr=False)
+    invitation: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionName:
+    """Which session this is, and which incarnation of it."""
+
+    session_id: bytes
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """When a connection is replaced by a fresh one: after seconds, or bytes sealed."""
+
+    seconds: float = CONNECTION_MAX_AGE
+    bytes: int = CONNECTION_MAX_BYTES
+
+
+async def connect(
+    receiver: Receiver,
+    credentials: Credentials,
+    session: SessionName,
+    index: int,
+    dial: Dial | None = None,
+) -> tuple[Connection, HelloOk]:
+    """Open one connection of a session: TCP, handshake, HELLO.
+
+    Raises:
+        ConnectionLost: Nobody listens there, it is overloaded, or the link failed.
+        NotAuthorised: The receiver does not accept this sender, or is another one.
+        ProtocolVersionMismatch: It speaks another version.
+        RefusedByReceiver: It answered HELLO with an error.
+    """
+    stream = await (dial or dial_tcp)(receiver)
+    try:
+        keys = await _handshake(stream, receiver, credentials)
+    except BaseException:
+        stream.close()
+        raise
+    connection = Connection(
+        stream, keys, max_receive=MAX_CIPHERTEXT_TO_SENDER, max_send=MAX_CIPHERTEXT
+    )
+    try:
+        hello = Hello(session.session_id, index, Capability(0), SOFTWARE)
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                await connection.send(encode(hello, session.epoch))
+                epoch, answer = await _receive(connection, bytearray(MAX_CIPHERTEXT_TO_SENDER))
+        except (ConnectionLost, TimeoutError) as error:
+            raise _broken_off(receiver) from error
+        if isinstance(answer, Error):
+            raise RefusedByReceiver(answer.code, answer.numbers)
+        if not isinstance(answer, HelloOk) or epoch != session.epoch:
+            raise UnexpectedMessage(f"{type(answer).__name__} in answer to HELLO")
+        _check_hello_ok(answer)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, answer
+
+
+def _check_hello_ok(answer: HelloOk) -> None:
+    if answer.capabilities or answer.credit < CHUNK_SIZE or not answer.connections:
+        raise UnexpectedMessage(
+            f"HELLO_OK with capabilities {int(answer.capabilities)}, credit {answer.credit},"
+            f" connections {answer.connections}"
+        )
+    if answer.idle_timeout < MIN_IDLE_TIMEOUT:
+        raise UnexpectedMessage(f"HELLO_OK with an idle timeout of {answer.idle_timeout} s")
+
+
+class Client:
+    """The connections of one session.
+
+    Args:
+        receiver: The receiver.
+        credentials: Whom it will see.
+        session: Which session, and which incarnation.
+        on_message: Called with (epoch, message) for all that is not about the
+            connection itself. What it raises ends the session.
+        lifetime: When connections are replaced.
+        pace: Bytes per second over all connections; None for no limit.
+        dial: Makes the streams.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        credentials: Credentials,
+        session: SessionName,
+        on_message: Callable[[int, Message], None],
+        *,
+        lifetime: Lifetime | None = None,
+        pace: int | None = None,
+        dial: Dial | None = None,
+    ) -> None:
+        self._receiver = receiver
+        self._credentials = credentials
+        self._session = session
+        self._on_message = on_message
+        self._lifetime = lifetime or Lifetime()
+        self._pace = pace
+        self._dial = dial
+        self._idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        self._born: dict[Connection, float] = {}
+        self._retired: set[Connection] = set()
+        self._next_index = 0
+        self._tasks: asyncio.TaskGroup | None = None
+        self._ping_after = KEEPALIVE_INTERVAL
+        self._upkeep: asyncio.Task[None] | None = None
+        self._readers: set[asyncio.Task[None]] = set()
+        self._share: int | None = None
+        self._replace_from = 0.0  # on the loop's clock
+        self.shortfall: TransferError | None = None
+        """Why ``widen`` made fewer connections than it was asked for, if it did."""
+        self.control_bytes = 0  # bytes of records that carried no chunk
+
+    @property
+    def live(self) -> int:
+        """Connections that are open and not being replaced."""
+        return len(self._born)
+
+    async def open(self, tasks: asyncio.TaskGroup) -> HelloOk:
+        """Make the session's first connection.
+
+        Args:
+            tasks: Where readers and upkeep run; a failure of theirs ends it.
+        """
+        self._tasks = tasks
+        hello = await self._add()
+        self._ping_after = min(KEEPALIVE_INTERVAL, hello.idle_timeout / 3)
+        return hello
+
+    async def widen(self, connections: int) -> None:
+        """Bring the session to ``connections`` connections, or as many as can be made."""
+        assert self._tasks is not None
+        self._share_pace(connections)
+        try:
+            for _ in range(connections - self.live):
+                await self._add()
+        except TransferError as error:
+            self.shortfall = error
+            self._share_pace(self.live)
+        self._upkeep = self._tasks.create_task(self._maintain())
+
+    async def borrow(self) -> Connection:
+        """Wait for a connection that nobody else sends chunks on; to be given back."""
+        return await self._idle.get()
+
+    def give_back(self, connection: Connection) -> None:
+        """Let others borrow the connection."""
+        if connection in self._born:
+            self._idle.put_nowait(connection)
+
+    async def send(self, message: Message) -> None:
+        """Send a small message on any connection that is still open."""
+        connection = next((each for each in self._born if not each.closed), None)
+        if connection is None:
+            raise ConnectionLost(f"no connection to {self._receiver} is left")
+        self.control_bytes += await connection.send(encode(message, self._session.epoch))
+
+    async def finish(self) -> None:
+        """Say goodbye and wait a little for the receiver to close the connections.
+
+        All that mattered has been said: a connection that is lost now is no failure.
+        """
+        self._retired.update(self._born)
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.wait({self._upkeep})
+        with suppress(ConnectionLost, TimeoutError):
+            async with asyncio.timeout(GOODBYE_TIMEOUT):
+                await self.send(Goodbye(last=True))
+        if self._readers:
+            await asyncio.wait(self._readers, timeout=GOODBYE_TIMEOUT)
+        for reader in self._readers:
+            reader.cancel()
+
+    def close(self) -> None:
+        """Drop all connections at once; who sends on one or waits for one gets ConnectionLost."""
+        self._retired.update(self._born)  # so that their readers see their end coming
+        for connection in self._retired:
+            connection.close()
+
+    async def _add(self) -> HelloOk:
+        assert self._tasks is not None
+        index, self._next_index = self._next_index, self._next_index + 1
+        connection, hello = await connect(
+            self._receiver, self._credentials, self._session, index, self._dial
+        )
+        self._born[connection] = asyncio.get_running_loop().time()
+        self._apply_pace(connection)
+        reader = self._tasks.create_task(self._read(connection))
+        self._readers.add(reader)
+        reader.add_done_callback(self._readers.discard)
+        self._idle.put_nowait(connection)
+        return hello
+
+    def _share_pace(self, connections: int) -> None:
+        if self._pace is not None:
+            self._share = max(1, self._pace // connections)
+            for connection in self._born:
+                self._apply_pace(connection)
+
+    def _apply_pace(self, connection: Connection) -> None:
+        if self._share is not None and isinstance(connection.stream, SocketStream):
+            connection.stream.pace(self._share)
+
+    async def _read(self, connection: Connection) -> None:
+        buffer = bytearray(MAX_CIPHERTEXT_TO_SENDER)
+        while True:
+            try:
+                epoch, message = await _receive(connection, buffer)
+            except ConnectionLost:
+                if connection.closed:
+                    return  # by a send that failed or was cancelled, and says so itself
+                if connection in self._retired:
+                    self._retired.discard(connection)
+                    connection.close()
+                    return
+                raise
+            except PeerError as error:
+                await self._protest(connection, error)
+                raise
+            if isinstance(message, Ping):
+                await connection.send(encode(Pong(message.token), self._session.epoch))
+            elif isinstance(message, Error):
+                raise RefusedByReceiver(message.code, message.numbers)
+            elif not isinstance(message, Pong):
+                try:
+                    self._on_message(epoch, message)
+                except PeerError as error:
+                    await self._protest(connection, error)
+                    raise
+
+    async def _protest(self, connection: Connection, error: PeerError) -> None:
+        """Tell the receiver what it did wrong, unless it cannot be the receiver that did it."""
+        if isinstance(error, RecordNotAuthentic) or connection.busy:
+            return
+        with suppress(ConnectionLost):
+            await connection.send(encode(Error(error.code), self._session.epoch))
+
+    async def _maintain(self) -> None:
+        """Keep quiet connections alive and replace old ones, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(MAINTENANCE_INTERVAL)
+            for connection, born in list(self._born.items()):
+                if self._is_due(connection, born):
+                    await self._replace(connection)
+                elif loop.time() - connection.sent_at >= self._ping_after and not connection.busy:
+                    ping = Ping(secrets.randbits(64))
+                    self.control_bytes += await connection.send(encode(ping, self._session.epoch))
+
+    def _is_due(self, connection: Connection, born: float) -> bool:
+        """Whether to replace a connection now; one at a time, for each takes a place of its own."""
+        now = asyncio.get_running_loop().time()
+        if self._retired or now < self._replace_from:
+            return False
+        return (
+            now - born >= self._lifetime.seconds or connection.sealed_bytes >= self._lifetime.bytes
+        )
+
+    async def _replace(self, old: Connection) -> None:
+        """Make before break: only when the new connection stands is the old one retired.
+
+        If none can be made the old one, which is as good as before, goes on for a while.
+        """
+        try:
+            await self._add()
+        except TransferError:
+            self._replace_from = asyncio.get_running_loop().time() + REPLACE_BACKOFF
+            return
+        del self._born[old]
+        self._retired.add(old)
+        self._forget_idle(old)
+        await old.send(encode(Goodbye(last=False), self._session.epoch))
+
+    def _forget_idle(self, old: Connection) -> None:
+        idle = [self._idle.get_nowait() for _ in range(self._idle.qsize())]
+        for connection in idle:
+            if connection is not old:
+                self._idle.put_nowait(connection)
+
+
+async def dial_tcp(receiver: Receiver) -> Stream:
+    """Open a TCP connection to whichever of the receiver's addresses answers first.
+
+    Raises:
+        ConnectionLost: None does.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            found = await loop.getaddrinfo(
+                receiver.endpoint.host, receiver.endpoint.port, type=socket.SOCK_STREAM
+            )
+            return SocketStream(await _first_that_answers(found))
+    except TimeoutError as error:
+        raise ConnectionLost(
+            f"{receiver} did not answer within"
+            f" {CONNECT_TIMEOUT:.0f} s; is it running, and is the port open?"
+        ) from error
+    except OSError as error:
+        raise ConnectionLost(
+            f"{receiver} cannot be reached:"
+            f" {error.strerror or error}; is flatship-receiver serve running there?"
+        ) from error
+
+
+async def _first_that_answers(
+    found: Iterable[tuple[int, int, int, str, tuple[Any, ...]]],
+) -> socket.socket:
+    failure: OSError = OSError("the name has no address")
+    for family, kind, protocol, _, address in found:
+        sock = socket.socket(family, kind, protocol)
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
+
+
+async def _handshake(stream: Stream, receiver: Receiver, credentials: Credentials) -> Keys:
+    initiator = Initiator(
+        credentials.private,
+        receiver.public,
+        credentials.psk,
+        secrets.token_bytes(32),
+        credentials.invitation,
+    )
+    try:
+        return await initiate(stream, initiator)
+    except ProtocolVersionMismatch:
+        raise
+    except (ConnectionClosed, HandshakeFailed) as error:
+        pairing = credentials.invitation is not None
+        raise NotAuthorised(str(receiver), pairing=pairing) from error
+    except (ConnectionLost, TimeoutError) as error:
+        raise _broken_off(receiver) from error
+
+
+def _broken_off(receiver: Receiver) -> ConnectionLost:
+    return ConnectionLost(
+        f"{receiver} accepted the connection and did not complete it;"
+        " it may be overloaded or restarting: try again later"
+    )
+
+
+async def _receive(connection: Connection, buffer: bytearray) -> tuple[int, Message]:
+    header = await connection.receive_header()
+    size = await connection.receive_body(header, memoryview(buffer))
+    try:
+        return decode(memoryview(buffer)[:size])
+    except PeerError:
+        connection.close()
+        raise

@@ -1,0 +1,306 @@
+"""The sender put together: the one place that names concrete sources."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from flatship_protocol.endpoint import Endpoint
+from flatship_protocol.errors import TransferError, UsageError
+from flatship_protocol.extents import ExtentKind
+from flatship_protocol.handshake import pair_psk, standing_psk
+from flatship_protocol.invitation import Invitation
+from flatship_protocol.messages import Adapter, DiskFormat, Goodbye, OpenDisk, Provisioning, encode
+from flatship_protocol.names import check_name
+from flatship_sender.claims import SESSION_ID_SIZE, claim
+from flatship_sender.client import Client, Credentials, Lifetime, SessionName, connect
+from flatship_sender.compression import CompressionController, Policy
+from flatship_sender.display import Display, following
+from flatship_sender.pipeline import FIRST_PASS, Job, Transfer, Unobserved
+from flatship_sender.progress import DiskProgress, TransferProgress
+from flatship_sender.receivers import Receiver, Receivers
+from flatship_sender.sources.base import BlockSource
+from flatship_sender.sources.raw import open_source
+from flatship_service.cli import tell
+from flatship_service.errors import ConfigError
+from flatship_service.http import HttpEndpoint
+from flatship_service.keys import Identity
+from flatship_service.signals import stop_on_signal
+from flatship_service.workers import Workers
+
+if TYPE_CHECKING:
+    from flatship_sender.metrics import SenderMetrics
+
+DEFAULT_CONNECTIONS: Final = 4
+WORTH_A_CONNECTION: Final = 64 << 10  # bytes per second; a limit makes no thinner ones
+STOP_TIMEOUT: Final = 5.0  # seconds an interrupted transfer gets to say goodbye
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the disks become at the receiver."""
+
+    vm: str
+    datastore: str
+    format: DiskFormat
+    provisioning: Provisioning
+    adapter: Adapter
+    hardware_version: int
+    replace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SendOptions:
+    """How disks are sent. ``limit`` is in bytes per second over all connections."""
+
+    connections: int
+    compression: Policy
+    limit: int | None
+    live: bool
+    dry_run: bool
+    http: Endpoint | None
+    lifetime: Lifetime = field(default_factory=Lifetime)
+
+
+def disk_names(vm: str, count: int) -> list[str]:
+    """Base names of a VM's disks, as the machine expects them: vm, vm_1, vm_2 …"""
+    return [vm if number == 0 else f"{vm}_{number}" for number in range(count)]
+
+
+def worthwhile(connections: int, limit: int | None) -> int:
+    """How many connections to use, of so many, for ``limit`` bytes per second in all."""
+    return connections if limit is None else min(connections, max(1, limit // WORTH_A_CONNECTION))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One command's work: which disks go where, how, and as whom."""
+
+    paths: tuple[str, ...]
+    receiver: Receiver
+    identity: Identity
+    state: Path
+    target: Target
+    options: SendOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the disks, and what ended the session early, if anything did."""
+
+    progress: TransferProgress
+    failure: TransferError | None
+
+    @property
+    def exit_code(self) -> int:
+        """That of the first disk that failed, or of the session; 0 if all went well."""
+        codes = [disk.exit_code for disk in self.progress.disks if disk.exit_code]
+        if self.failure is not None:
+            codes.append(self.failure.exit_code)
+        return codes[0] if codes else 0
+
+
+def send(order: Order, display: Display, version: str) -> Outcome:
+    """Send disks to a receiver and wait until each is published or failed.
+
+    Raises:
+        NameRefused: VM or datastore cannot be called that; nothing was opened.
+        SourceError: A source cannot be sent; nothing was started.
+        AlreadySending: Another run is at it.
+        ConfigError: Metrics cannot be served where asked.
+    """
+    import uvloop  # noqa: PLC0415  # only those who send wait for it
+
+    _check_names(order)
+    with ExitStack() as cleanup:
+        sources = [_open(path, order, cleanup) for path in _distinct(order.paths)]
+        session = cleanup.enter_context(claim(order.state, order.receiver.name, order.target.vm))
+        workers = Workers(max(2, os.cpu_count() or 1), "flatship-worker")
+        cleanup.callback(workers.close)
+        return uvloop.run(_send(order, sources, session, workers, display, version))
+
+
+async def pair(
+    invitation: Invitation, name: str, identity: Identity, receivers: Receivers
+) -> Receiver:
+    """Pair with the receiver that made ``invitation`` and keep it under ``name``.
+
+    Raises:
+        TransferError: The receiver did not accept it; nothing was kept.
+    """
+    receivers.check_free(name, invitation.public)
+    receiver = Receiver(
+        name, invitation.endpoint, invitation.public, standing_psk(invitation.secret)
+    )
+    credentials = Credentials(identity.private, pair_psk(invitation.secret), invitation.id)
+    session = SessionName(secrets.token_bytes(SESSION_ID_SIZE), 1)
+    connection, _ = await connect(receiver, credentials, session, 0)
+    receivers.save(receiver)
+    await connection.send(encode(Goodbye(last=True), session.epoch))
+    connection.close()
+    return receiver
+
+
+async def _send(
+    order: Order,
+    sources: Sequence[BlockSource],
+    session: SessionName,
+    workers: Workers,
+    display: Display,
+    version: str,
+) -> Outcome:
+    options = order.options
+    jobs = _jobs(sources, order)
+    progress = TransferProgress(
+        order.receiver.name, order.target.vm, [job.progress for job in jobs]
+    )
+    metrics = None if options.http is None else _metrics(progress, version)
+    controller = CompressionController(options.compression, workers.count)
+    transfer = Transfer(jobs, progress, controller, metrics or Unobserved(), workers, session.epoch)
+    client = Client(
+        order.receiver,
+        Credentials(order.identity.private, order.receiver.psk),
+        session,
+        transfer.dispatch,
+        lifetime=options.lifetime,
+        pace=options.limit,
+    )
+    async with AsyncExitStack() as cleanup:
+        if options.http is not None and metrics is not None:
+            await cleanup.enter_async_context(_metrics_served(metrics, options.http))
+        stop = cleanup.enter_context(stop_on_signal(asyncio.get_running_loop()))
+        await cleanup.enter_async_context(following(display, progress))
+        connections = worthwhile(options.connections, options.limit)
+        running = asyncio.create_task(transfer.run(client, connections))
+        failure = await _finish(running, transfer, stop)
+    if client.shortfall is not None:
+        tell(f"warning: fewer connections than asked for: {client.shortfall}")
+    return Outcome(progress, failure)
+
+
+async def _finish(
+    running: asyncio.Task[None], transfer: Transfer, stop: asyncio.Event
+) -> TransferError | None:
+    """Wait for the transfer; when asked to stop, let it say goodbye, but not for long."""
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not running.done():
+        transfer.stop()
+        await asyncio.wait({running}, timeout=STOP_TIMEOUT)
+        running.cancel()
+    stopping.cancel()
+    try:
+        await running
+    except TransferError as error:
+        return error
+    except asyncio.CancelledError:
+        return None  # each disk says what became of it
+    return None
+
+
+def _metrics(progress: TransferProgress, version: str) -> "SenderMetrics":
+    from flatship_sender.metrics import SenderMetrics  # noqa: PLC0415  # 20 ms that few need
+
+    metrics = SenderMetrics(version)
+    metrics.watch(progress)
+    return metrics
+
+
+@asynccontextmanager
+async def _metrics_served(metrics: "SenderMetrics", address: Endpoint) -> AsyncIterator[None]:
+    endpoint = HttpEndpoint(render=lambda: metrics.render()[0], health=lambda: (True, "sending"))
+    try:
+        host, port = await endpoint.start(address.host, address.port)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot serve metrics on {address}: {error.strerror or error};"
+            " choose another with --http"
+        ) from error
+    tell(f"metrics on http://{Endpoint(host, port)}/metrics")
+    try:
+        yield
+    finally:
+        await endpoint.stop()
+
+
+def _check_names(order: Order) -> None:
+    target = order.target
+    for name in disk_names(target.vm, len(order.paths)):
+        check_name(name)
+    if target.datastore:
+        check_name(target.datastore)
+
+
+def _distinct(paths: Sequence[str]) -> Sequence[str]:
+    """Refuse one disk named twice, which is a slip and would be sent as two."""
+    seen: dict[tuple[int, int], str] = {}
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue  # whoever opens it says why
+        disk = (0, status.st_rdev) if status.st_rdev else (status.st_dev, status.st_ino)
+        if disk in seen:
+            raise UsageError(f"{path} and {seen[disk]} are the same disk; name it once")
+        seen[disk] = path
+    return paths
+
+
+def _open(path: str, order: Order, cleanup: ExitStack) -> BlockSource:
+    source = open_source(path, live=order.options.live)
+    cleanup.callback(source.close)
+    if source.unseen_processes:
+        advice = "; run as root to be sure that nobody writes to it" if os.geteuid() else ""
+        tell(
+            f"warning: {path}: processes that could not be looked at for having it open:"
+            f" {source.unseen_processes}{advice}"
+        )
+    return source
+
+
+def _jobs(sources: Sequence[BlockSource], order: Order) -> list[Job]:
+    target = order.target
+    names = disk_names(target.vm, len(sources))
+    return [
+        _job(number, source, name, order)
+        for number, (source, name) in enumerate(zip(sources, names, strict=True))
+    ]
+
+
+def _job(number: int, source: BlockSource, name: str, order: Order) -> Job:
+    target, options = order.target, order.options
+    opening = OpenDisk(
+        disk=number,
+        pass_number=FIRST_PASS,
+        size=source.size,
+        reserve=_reserve(source),
+        source_id=source.identity,
+        format=target.format,
+        provisioning=target.provisioning,
+        adapter=target.adapter,
+        hardware_version=target.hardware_version,
+        datastore=target.datastore,
+        vm=target.vm,
+        name=name,
+        replace=target.replace,
+        live=options.live,
+        dry_run=options.dry_run,
+    )
+    progress = DiskProgress(source.name, f"{target.vm}/{name}.vmdk", source.size)
+    return Job(source, opening, progress)
+
+
+def _reserve(source: BlockSource) -> int:
+    """Bytes that a thin copy will surely need, as far as the source can tell without being read.
+
+    A source that calls itself all data may be mostly zeros, as block devices
+    do: it cannot tell.
+    """
+    data = sum(
+        extent.length for extent in source.extents(0, source.size) if extent.kind is ExtentKind.DATA
+    )
+    return data if data < source.size else 0

@@ -1,0 +1,151 @@
+"""What people are told of a disk on its way: rates, ratios, times left. Pure.
+
+All of it is computed from progress objects and the time at which they were looked at.
+"""
+
+from collections import deque
+from typing import Final
+
+from flatship_sender.progress import DiskProgress, TransferProgress, TransferState
+from flatship_service.printable import printable
+from flatship_service.units import format_duration
+
+UNKNOWN: Final = "-"
+RATE_SPAN: Final = 10.0  # seconds over which a rate is taken
+ETA_SPAN: Final = 60.0  # seconds; longer, so that the time left does not jump about
+MIN_SPAN: Final = 3.0  # seconds before a rate means anything
+MAX_ETA: Final = 100 * 86400.0  # seconds; more than that is not a forecast
+
+AT_WORK: Final = (TransferState.OPENING, TransferState.SENDING, TransferState.PROVING)
+
+
+class Meter:
+    """A count that grows, and how fast it has grown of late."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, count: int) -> None:
+        """Note that at ``now``, in seconds, the count was ``count``.
+
+        A count lower than the last one is a new beginning.
+        """
+        if self._samples and count < self._samples[-1][1]:
+            self._samples.clear()
+        self._samples.append((now, count))
+        while len(self._samples) > 2 and now - self._samples[1][0] >= ETA_SPAN:
+            self._samples.popleft()
+
+    def rate(self, span: float = RATE_SPAN) -> float | None:
+        """Counts a second over the last ``span`` seconds; None while that is unknown."""
+        if not self._samples:
+            return None
+        now, count = self._samples[-1]
+        first = next(sample for sample in self._samples if now - sample[0] <= span)
+        elapsed = now - first[0]
+        return (count - first[1]) / elapsed if elapsed >= MIN_SPAN else None
+
+
+class DiskMeters:
+    """The meters of one disk: its data on their way, then its proof."""
+
+    def __init__(self) -> None:
+        self.moved = Meter()
+        self._proved = Meter()
+
+    def look(self, disk: DiskProgress, now: float) -> None:
+        """Take the disk's counts at ``now``; time spent in other states slows no rate."""
+        if disk.state is TransferState.SENDING:
+            self.moved.add(now, moved(disk))
+        elif disk.state is TransferState.PROVING:
+            self._proved.add(now, disk.proved)
+
+    def rate(self, disk: DiskProgress) -> float | None:
+        """Bytes of the disk a second: sent and stored, or re-read while it is proven."""
+        if disk.state is TransferState.SENDING:
+            return self.moved.rate()
+        return self._proved.rate() if disk.state is TransferState.PROVING else None
+
+    def eta(self, disk: DiskProgress) -> float | None:
+        """Seconds until the present stage ends; None while that is unknown."""
+        if disk.state is TransferState.SENDING:
+            return seconds_left(disk.remaining, self.moved.rate(ETA_SPAN))
+        if disk.state is TransferState.PROVING:
+            return seconds_left(disk.to_prove - disk.proved, self._proved.rate(ETA_SPAN))
+        return None
+
+
+class TransferMeters:
+    """The meters of a transfer and of its disks, by their index."""
+
+    def __init__(self) -> None:
+        self.disks: list[DiskMeters] = []
+        self.wire = Meter()
+        self.moved = Meter()
+
+    def look(self, progress: TransferProgress, now: float) -> None:
+        """Take all counts at ``now``; disks may have been added since the last look."""
+        self.disks += [DiskMeters() for _ in progress.disks[len(self.disks) :]]
+        for meters, disk in zip(self.disks, progress.disks, strict=True):
+            meters.look(disk, now)
+        self.wire.add(now, progress.wire)
+        if any(disk.state is TransferState.SENDING for disk in progress.disks):
+            self.moved.add(now, sum(moved(disk) for disk in progress.disks))
+
+
+def moved(disk: DiskProgress) -> int:
+    """Bytes that took time: read and found zero, or stored at the receiver.
+
+    Holes are left out. They are skipped in an instant, and a rate that
+    counts them promises an end that the data behind them will not keep.
+    """
+    return disk.skipped_zero + disk.acked
+
+
+def seconds_left(remaining: int, rate: float | None) -> float | None:
+    """Time for ``remaining`` bytes at ``rate``; None if it cannot be told."""
+    if rate is None or rate <= 0:
+        return None
+    seconds = max(0, remaining) / rate
+    return seconds if seconds <= MAX_ETA else None
+
+
+def percent(part: int, whole: int) -> str:
+    """Write a share rounded down: ``100%`` means all of it."""
+    return f"{min(100, part * 100 // whole) if whole else 100}%"
+
+
+def compression_ratio(sent: int, payload: int) -> float | None:
+    """Bytes of chunks for each byte of payload; None before the first."""
+    return sent / payload if sent and payload else None
+
+
+def format_ratio(ratio: float | None) -> str:
+    """Write a ratio: ``3.4x``, ``120x``."""
+    if ratio is None:
+        return UNKNOWN
+    return f"{ratio:.1f}x" if ratio < 100 else f"{ratio:.0f}x"
+
+
+def format_eta(seconds: float | None) -> str:
+    """Write the time left, or that it is unknown."""
+    return UNKNOWN if seconds is None else format_duration(seconds)
+
+
+def format_state(disk: DiskProgress) -> str:
+    """Write the state, and how far the proof is."""
+    if disk.state is TransferState.PROVING and disk.to_prove:
+        return f"proving {percent(disk.proved, disk.to_prove)}"
+    return disk.state.value
+
+
+def failure(disk: DiskProgress) -> str | None:
+    """Why the disk failed, on one line; None if it did not."""
+    return None if disk.error is None else printable(disk.error)
+
+
+def stall(stalled_since: float | None, now: float) -> str | None:
+    """What to say while nothing moves; None while something does."""
+    if stalled_since is None:
+        return None
+    return f"no progress for {format_duration(max(0.0, now - stalled_since))}"

@@ -1,0 +1,559 @@
+"""Read, classify, compress, seal, send: many disks over one session, bounded everywhere.
+
+The event loop decides and moves finished buffers; worker threads read, digest
+and compress (``prepare``). A frame from the pool travels with a chunk from
+its read to the end of its send, so frames bound memory, and credit bounds what
+the receiver has not yet acknowledged.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, Protocol
+
+from flatship_protocol.connection import FramePool
+from flatship_protocol.constants import CHUNK_SIZE
+from flatship_protocol.digest import Manifest
+from flatship_protocol.errors import (
+    ConnectionLost,
+    ErrorCode,
+    PeerError,
+    TransferError,
+    UnexpectedMessage,
+)
+from flatship_protocol.extents import ExtentSet
+from flatship_protocol.messages import (
+    Abandon,
+    Credit,
+    DiskFailed,
+    DiskOpened,
+    DiskProven,
+    EndPass,
+    Message,
+    OpenDisk,
+    Proving,
+    Stored,
+    Zero,
+)
+from flatship_protocol.session import SenderSession, SenderState
+from flatship_sender.client import Client
+from flatship_sender.compression import CompressionController
+from flatship_sender.plan import ReadChunk, SkipHole, plan
+from flatship_sender.prepare import Address, Prepared, prepare
+from flatship_sender.processor import ProcessorWatch
+from flatship_sender.progress import (
+    FINAL_STATES,
+    DiskProgress,
+    TransferProgress,
+    TransferState,
+)
+from flatship_sender.refusals import RefusedByReceiver
+from flatship_sender.sources.base import BlockSource
+from flatship_service.workers import Workers
+
+FRAMES: Final = 16
+PUMPS: Final = 8  # chunks of one disk under way at once
+PLAN_BATCH: Final = 256  # works asked of a source at a time
+ZERO_RUN_LIMIT: Final = 256 << 20  # bytes of read zeros held back to be sent as one message
+WINDOW: Final = 0.25  # seconds between two looks of the compression controller
+LANE_WAIT: Final = 0.001  # seconds; a chunk that waited longer found the link busy
+STALL_AFTER: Final = 10.0  # seconds without an acknowledgement while some are due
+FIRST_PASS: Final = 1
+MANY_CONNECTIONS: Final = 4
+SPARE_CONNECTIONS: Final = 2  # of many: for one that replaces another, and one not yet closed
+IN_DOUBT: Final = (
+    "all of the disk had been sent, and the receiver may still publish it;"
+    " check there with flatship-receiver verify"
+)
+
+
+class Cancelled(TransferError):
+    """The operator interrupted the transfer."""
+
+    code = ErrorCode.CANCELLED
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("interrupted; nothing was published, the same command starts again")
+
+
+class RootDiffers(TransferError):
+    """The receiver proved something else than was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the receiver's root digest differs from the source's; nothing can be trusted"
+        )
+
+
+class Defect(TransferError):
+    """Something happened to a disk that nobody has thought of.
+
+    Args:
+        error: What it was.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        super().__init__(f"internal error, please report it: {what}")
+        self.__cause__ = error
+
+
+_SESSION_ERRORS: Final = (ConnectionLost, PeerError)  # all others end one disk
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One disk to send: what is read, and what OPEN_DISK says of the target."""
+
+    source: BlockSource
+    opening: OpenDisk
+    progress: DiskProgress
+
+
+class Observer(Protocol):
+    """Whoever counts what happens."""
+
+    def observe_ack(self, seconds: float) -> None:
+        """A chunk was acknowledged so long after it was sent."""
+
+    def error(self, error: BaseException) -> None:
+        """A disk failed."""
+
+
+class Unobserved:
+    """An Observer for transfers that nobody scrapes."""
+
+    def observe_ack(self, seconds: float) -> None:
+        """See Observer."""
+
+    def error(self, error: BaseException) -> None:
+        """See Observer."""
+
+
+class Transfer:
+    """Sends disks in one session.
+
+    Args:
+        jobs: The disks; their handles are distinct.
+        progress: Where counts go.
+        controller: Chooses compression levels.
+        observer: Told about acknowledgements and errors.
+        workers: Threads to read and compress in.
+        epoch: The session's.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        progress: TransferProgress,
+        controller: CompressionController,
+        observer: Observer,
+        workers: Workers,
+        epoch: int,
+    ) -> None:
+        self.progress = progress
+        self.session = SenderSession(epoch, credit=0)
+        self.controller = controller
+        self.observer = observer
+        self.workers = workers
+        self.frames = FramePool(FRAMES)
+        self.lane_waits = 0  # chunks that found no connection free, in this window
+        self.lane_uses = 0
+        self._disks = {job.opening.disk: DiskTransfer(job, self) for job in jobs}
+        self._credit_freed = asyncio.Event()
+        self._client: Client | None = None
+        self._acknowledged_at = 0.0
+
+    @property
+    def client(self) -> Client:
+        """The session's connections."""
+        assert self._client is not None
+        return self._client
+
+    async def run(self, client: Client, connections: int) -> None:
+        """Send all disks; one disk's failure is noted in its progress and stops no other.
+
+        Args:
+            client: Not yet open; ``dispatch`` of this object is its on_message.
+            connections: How many to open.
+
+        Raises:
+            TransferError: The session as a whole failed. Disks that were not
+                finished are marked failed.
+        """
+        self._client = client
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                hello = await client.open(tasks)
+                self.session.credit = hello.credit
+                await client.widen(min(connections, usable(hello.connections)))
+                self.progress.connections = client.live
+                self._acknowledged_at = time.monotonic()
+                watch = tasks.create_task(self._watch())
+                await self._run_disks()
+                watch.cancel()
+                await client.finish()
+        except BaseExceptionGroup as group:
+            cause = first_cause(group)
+            if not isinstance(cause, TransferError):
+                raise cause from None
+            if not all(disk.state in FINAL_STATES for disk in self.progress.disks):
+                for disk in self._disks.values():
+                    disk.fail(cause)
+                raise cause from None
+        finally:
+            self._count_wire()
+            client.close()
+
+    async def _run_disks(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for disk in self._disks.values():
+                tasks.create_task(disk.run())
+
+    def stop(self) -> None:
+        """Give up all disks in an orderly way; ``run`` ends soon after."""
+        for disk in self._disks.values():
+            disk.fail(Cancelled())
+
+    def dispatch(self, epoch: int, message: Message) -> None:
+        """Take a message from the receiver."""
+        if isinstance(message, Credit):
+            self.session.credit = message.credit
+            self._credit_freed.set()
+            return
+        if not isinstance(message, DiskOpened | Stored | Proving | DiskProven | DiskFailed):
+            raise UnexpectedMessage(f"{type(message).__name__} from a receiver")
+        released = self.session.receive(epoch, message)
+        self._disks[message.disk].take(message)
+        self._credit_freed.set()
+        if released is None:
+            return
+        now = time.monotonic()
+        self._acknowledged_at = now
+        disk = self._disks[message.disk].progress
+        disk.acked += released.chunk_bytes
+        disk.last_progress = now
+        for sent_at in released.sent_at:
+            self.observer.observe_ack(now - sent_at)
+
+    async def reserve(self, disk: int, work: ReadChunk, wanted: Callable[[], bool]) -> bool:
+        """Wait for credit for a chunk; False if it is not ``wanted`` any more."""
+        while wanted():
+            if self.session.has_credit(work.length):
+                self.session.reserve(disk, work.offset, work.length)
+                return True
+            self._credit_freed.clear()
+            await self._credit_freed.wait()
+        return False
+
+    def wake(self) -> None:
+        """Let those who wait for credit look again."""
+        self._credit_freed.set()
+
+    async def _watch(self) -> None:
+        """Feed the compression controller, notice stalls."""
+        loop = asyncio.get_running_loop()
+        wire, sent, then = 0, 0, loop.time()
+        processor = ProcessorWatch()
+        while True:
+            await asyncio.sleep(WINDOW)
+            now, saturated = loop.time(), self.lane_waits * 2 > self.lane_uses
+            disks = self.progress.disks
+            total, done = sum(disk.wire for disk in disks), sum(disk.sent for disk in disks)
+            self.controller.note_window(
+                total - wire,
+                done - sent,
+                now - then,
+                saturated=saturated,
+                cores=processor.cores(),
+            )
+            wire, sent, then, self.lane_waits, self.lane_uses = total, done, now, 0, 0
+            self._count_wire()
+            self.progress.connections = self.client.live
+            self._notice_stall(time.monotonic())
+
+    def _count_wire(self) -> None:
+        chunks = sum(disk.wire for disk in self.progress.disks)
+        self.progress.session_wire = chunks + self.client.control_bytes
+
+    def _notice_stall(self, now: float) -> None:
+        if self.session.outstanding == 0:
+            self._acknowledged_at = now
+        waiting = now - self._acknowledged_at > STALL_AFTER
+        self.progress.stalled_since = self._acknowledged_at if waiting else None
+
+
+class DiskTransfer:
+    """One disk on its way."""
+
+    def __init__(self, job: Job, transfer: Transfer) -> None:
+        self.progress = job.progress
+        self._job = job
+        self._transfer = transfer
+        self._manifest = Manifest(job.source.size)
+        self._failure: TransferError | None = None
+        self._opened: asyncio.Future[DiskOpened | None] = asyncio.Future()
+        self._proven: asyncio.Future[DiskProven | None] = asyncio.Future()
+        self._works: Iterator[ReadChunk | SkipHole] = iter(())
+        self._batch: deque[ReadChunk | SkipHole] = deque()
+        self._planning = asyncio.Lock()
+        self._zeros = ExtentSet()
+        self._chunks = 0
+
+    @property
+    def handle(self) -> int:
+        """The disk's number in the session."""
+        return self._job.opening.disk
+
+    async def run(self) -> None:
+        """Send the disk and see it published; failures end in ``progress``."""
+        self.progress.started = time.monotonic()
+        try:
+            await self._send()
+        except (*_SESSION_ERRORS, ExceptionGroup):  # a group: the pumps let nothing else pass
+            raise
+        except Exception as error:  # one disk's, whatever it is
+            self._fail_by(error)
+            await self._abandon()
+        finally:
+            self.progress.finished = time.monotonic()
+
+    def fail(self, error: TransferError) -> None:
+        """Note the first failure; whoever works on the disk ends as soon as it sees it."""
+        if self._failure is not None or self.progress.state in FINAL_STATES:
+            return
+        self._failure = error
+        cancelled = isinstance(error, Cancelled)
+        self.progress.error = self._explain(error)
+        self.progress.state = TransferState.CANCELLED if cancelled else TransferState.FAILED
+        self.progress.error_code = error.code
+        self.progress.exit_code = error.exit_code
+        self._transfer.observer.error(error)
+        for waiting in (self._opened, self._proven):
+            if not waiting.done():
+                waiting.set_result(None)
+        self._transfer.wake()
+
+    def take(self, message: DiskOpened | Stored | Proving | DiskProven | DiskFailed) -> None:
+        """What the receiver says of this disk, after the session let it through."""
+        if isinstance(message, DiskFailed):
+            self.fail(RefusedByReceiver(message.code, message.numbers))
+        elif isinstance(message, DiskOpened) and not self._opened.done():
+            self.progress.capacity = message.capacity
+            self._opened.set_result(message)
+        elif isinstance(message, DiskProven) and not self._proven.done():
+            self._proven.set_result(message)
+        elif isinstance(message, Proving):
+            self.progress.proved = message.reread
+            self.progress.to_prove = message.total
+            self.progress.last_progress = time.monotonic()
+
+    def _fail_by(self, error: Exception) -> None:
+        self.fail(error if isinstance(error, TransferError) else Defect(error))
+
+    def _explain(self, error: TransferError) -> str:
+        """Why the disk failed; what became of it when nobody is left to tell."""
+        if self.progress.state is TransferState.PROVING:
+            if isinstance(error, Cancelled):
+                return f"interrupted; {IN_DOUBT}"
+            if isinstance(error, ConnectionLost):
+                return f"{error}; {IN_DOUBT}"
+        return str(error)
+
+    async def _send(self) -> None:
+        job, session = self._job, self._transfer.session
+        self._raise_failure()
+        self.progress.state = TransferState.OPENING
+        session.open(job.opening)
+        await self._transfer.client.send(job.opening)
+        await self._opened
+        self._raise_failure()
+        if job.opening.dry_run:
+            self.progress.state = TransferState.UNPUBLISHED
+            return
+        self.progress.state = TransferState.SENDING
+        self._works = plan(job.source.extents(0, job.source.size), job.source.size)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(PUMPS):
+                tasks.create_task(self._pump())
+        self._raise_failure()
+        await self._send_zeros()
+        if not job.opening.live:
+            await self._transfer.workers.run(job.source.still_quiet)
+        await self._end_pass()
+
+    async def _end_pass(self) -> None:
+        root = self._manifest.root()
+        self.progress.root = root
+        self._raise_failure()
+        self.progress.state = TransferState.PROVING
+        await self._say(EndPass(self.handle, FIRST_PASS, self._chunks, root))
+        proven = await self._proven
+        self._raise_failure()
+        assert proven is not None
+        if proven.root_digest != root:
+            raise RootDiffers
+        self.progress.proved = self.progress.to_prove = proven.reread
+        published = proven.published
+        self.progress.state = TransferState.PUBLISHED if published else TransferState.UNPUBLISHED
+
+    async def _pump(self) -> None:
+        """Carry chunks, one at a time, from the plan to a connection, until none is left."""
+        try:
+            while self._failure is None and (work := await self._next_work()) is not None:
+                if isinstance(work, SkipHole):
+                    await self._skip(work)
+                else:
+                    await self._carry(work)
+        except _SESSION_ERRORS:
+            raise
+        except Exception as error:  # one disk's, whatever it is
+            self._fail_by(error)
+
+    async def _next_work(self) -> ReadChunk | SkipHole | None:
+        async with self._planning:
+            if not self._batch:
+                batch = await self._transfer.workers.run(_take, self._works, PLAN_BATCH)
+                self._batch.extend(batch)
+            return self._batch.popleft() if self._batch else None
+
+    async def _skip(self, hole: SkipHole) -> None:
+        self._mark_zeros(hole.offset, hole.length)
+        self.progress.skipped_hole += hole.length
+        await self._say(Zero(self.handle, FIRST_PASS, hole.offset, hole.length, hole=True))
+
+    async def _carry(self, work: ReadChunk) -> None:
+        transfer = self._transfer
+        if not await transfer.reserve(self.handle, work, lambda: self._failure is None):
+            return
+        frame = await transfer.frames.acquire()
+        try:
+            prepared = await transfer.workers.run(
+                prepare,
+                self._job.source,
+                work,
+                Address(self.handle, FIRST_PASS, transfer.session.epoch),
+                transfer.controller.next_level(),
+                frame,
+            )
+            self._account(work, prepared)
+            if self._failure is not None:
+                return
+            if prepared.chunk is None:
+                transfer.session.unreserve(self.handle, work.offset)
+                transfer.wake()
+                await self._collect_zeros(work)
+            else:
+                await self._ship(prepared)
+        finally:
+            transfer.frames.release(frame)
+
+    async def _ship(self, prepared: Prepared) -> None:
+        """Send one prepared chunk on the next connection that is free.
+
+        Cancelled half way it costs the connection, and is cancelled only when the session ends.
+        """
+        chunk, message, transfer = prepared.chunk, prepared.message, self._transfer
+        assert chunk is not None
+        assert message is not None
+        asked = time.monotonic()
+        connection = await transfer.client.borrow()
+        try:
+            borrowed = time.monotonic()
+            if self._failure is not None:
+                return
+            transfer.lane_uses += 1
+            transfer.lane_waits += borrowed - asked > LANE_WAIT
+            self._manifest.set_chunk(chunk.offset // CHUNK_SIZE, chunk.digest)
+            transfer.session.send(chunk, borrowed)
+            self._chunks += 1
+            sealed_before = connection.seal_seconds
+            wire = await connection.send(message)
+            seal = connection.seal_seconds - sealed_before
+        finally:
+            transfer.client.give_back(connection)
+        progress = self.progress
+        progress.wire += wire
+        progress.sent += chunk.length
+        progress.payload[chunk.codec.name.lower()] += prepared.payload
+        progress.stage_seconds["wait"] += borrowed - asked
+        progress.stage_seconds["seal"] += seal
+        progress.stage_seconds["send"] += time.monotonic() - borrowed - seal
+
+    def _account(self, work: ReadChunk, prepared: Prepared) -> None:
+        progress = self.progress
+        progress.read += work.length
+        progress.stage_seconds["read"] += prepared.read_seconds
+        progress.stage_seconds["digest"] += prepared.digest_seconds
+        progress.stage_seconds["compress"] += prepared.compress_seconds
+        if prepared.level is not None and prepared.chunk is not None:
+            self._transfer.controller.note_chunk(
+                prepared.level, prepared.literal, prepared.payload, prepared.compress_seconds
+            )
+        progress.level = self._transfer.controller.level
+
+    async def _collect_zeros(self, work: ReadChunk) -> None:
+        """Hold back what was read and is zero, so that a run costs one message."""
+        self.progress.skipped_zero += work.length
+        self._mark_zeros(work.offset, work.length)
+        self._zeros.add(work.offset, work.length)
+        if self._zeros.total >= ZERO_RUN_LIMIT:
+            await self._send_zeros()
+
+    async def _send_zeros(self) -> None:
+        zeros, self._zeros = self._zeros, ExtentSet()
+        for offset, length in zeros:
+            await self._say(Zero(self.handle, FIRST_PASS, offset, length, hole=False))
+
+    def _mark_zeros(self, offset: int, length: int) -> None:
+        self._manifest.set_zeros(offset // CHUNK_SIZE, -(-length // CHUNK_SIZE))
+        self.progress.last_progress = time.monotonic()
+
+    async def _say(self, message: Zero | EndPass | Abandon) -> None:
+        if not isinstance(message, Abandon):
+            self._raise_failure()
+        self._transfer.session.send(message, time.monotonic())
+        await self._transfer.client.send(message)
+
+    async def _abandon(self) -> None:
+        """Tell the receiver that the disk is given up, unless it was the receiver's own word."""
+        account = self._transfer.session.disks.get(self.handle)
+        if account is None or account.state not in (
+            SenderState.OPENING,
+            SenderState.STREAMING,
+            SenderState.ENDING,
+        ):
+            return
+        assert self._failure is not None
+        await self._say(Abandon(self.handle, FIRST_PASS, self._failure.code))
+        self._transfer.wake()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+def usable(allowed: int) -> int:
+    """How many of the connections that a receiver allows to use for long."""
+    return allowed - SPARE_CONNECTIONS if allowed > MANY_CONNECTIONS else allowed
+
+
+def _take(works: Iterator[ReadChunk | SkipHole], count: int) -> list[ReadChunk | SkipHole]:
+    return list(islice(works, count))
+
+
+def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error in a group that is worth telling: what Flatship reports, before anything else."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    return next((error for error in leaves if isinstance(error, TransferError)), leaves[0])

@@ -1,0 +1,1 @@
+"""Where disks are read from: one interface, several implementations."""

@@ -1,0 +1,43 @@
+import pytest
+from click.testing import CliRunner
+
+from flatship_sender.cli import cli
+from flatship_sender.daemon import worthwhile
+
+KIB = 1024
+
+
+def send(*options: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, ["send", "x", "--to", "esx", "--vm", "a", *options])
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("limit", ["0", "8000", "64Kbit", "8191"])
+def test_a_limit_that_a_receiver_takes_for_a_dead_link_is_refused(limit: str) -> None:
+    exit_code, output = send("--limit", limit)
+    assert exit_code == 2
+    assert "at least 8KiB/s" in output
+
+
+@pytest.mark.parametrize("connections", ["0", "15"])
+def test_connections_that_leave_none_for_replacement_are_refused(connections: str) -> None:
+    exit_code, output = send("--connections", connections)
+    assert exit_code == 2
+    assert "1<=x<=14" in output
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit", "used"),
+    [
+        (4, None, 4),
+        (4, 256 * KIB, 4),
+        (4, 256 * KIB - 1, 3),
+        (4, 64 * KIB, 1),
+        (4, 8 * KIB, 1),
+        (1, 1 << 30, 1),
+    ],
+)
+def test_a_limit_is_shared_by_no_more_connections_than_it_can_feed(
+    asked: int, limit: int | None, used: int
+) -> None:
+    assert worthwhile(asked, limit) == used
