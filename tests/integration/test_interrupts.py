@@ -1,0 +1,154 @@
+"""One end stops half way, politely or not: nothing half done is visible, and trying again works."""
+
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from disks import MIB, allocated, make_data_disk, make_disk
+from processes import Pair, Running, wait_until
+
+SIZE = 40 * MIB
+VM = "web01"
+SLOWLY = ("--limit", "16MB")
+PUBLISHED = [f"{VM}-flat.vmdk", f"{VM}.vmdk"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_data_disk(tmp_path / "disk.raw", SIZE)
+
+
+def half_way(pair: Pair, source: Path, *options: str) -> Running:
+    """Start to send ``source`` slowly, and return when a part of it has been written."""
+    sending = pair.start_send(source, vm=VM, options=(*SLOWLY, *options))
+    part = pair.receiver.flat(VM).with_name(f"{VM}-flat.vmdk.flatship-part")
+    wait_until(lambda: part.exists() and allocated(part) >= SIZE // 8, "a part of it is written")
+    return sending
+
+
+def nothing_left(pair: Pair) -> None:
+    wait_until(lambda: pair.receiver.files(VM) == [], "the incomplete files are removed")
+
+
+def same_command_works(pair: Pair, source: Path) -> None:
+    run = pair.send(source, vm=VM).expect(0)
+    assert run.disk["published"]
+    assert pair.receiver.files(VM) == PUBLISHED
+    pair.receiver.verify(VM, "", "--against", source).expect(0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sender_leaves_nothing_behind(
+    paired: Pair, source: Path, number: signal.Signals
+) -> None:
+    sending = half_way(paired, source)
+    asked = time.monotonic()
+    sending.signal(number)
+    run = sending.wait(10).expect(130)
+    assert time.monotonic() - asked < 7
+    assert run.disk["state"] == "cancelled"
+    assert "interrupted; nothing was published" in run.stderr
+    assert "no progress" not in run.stderr
+    nothing_left(paired)
+    same_command_works(paired, source)
+
+
+def test_a_second_signal_ends_the_sender_at_once(paired: Pair, source: Path) -> None:
+    sending = half_way(paired, source)
+    sending.signal(signal.SIGINT)
+    time.sleep(0.1)  # two signals of one number that are both pending are one
+    sending.signal(signal.SIGINT)
+    assert sending.wait(5).exit_code in (130, -signal.SIGINT)
+    nothing_left(paired)
+    same_command_works(paired, source)
+
+
+def test_a_sender_that_waits_for_an_answer_can_be_interrupted(paired: Pair, source: Path) -> None:
+    """Something listens where the receiver was, and says nothing."""
+    paired.receiver.stop()
+    host, _, port = paired.receiver.address.rpartition(":")
+    with socket.create_server((host, int(port))) as silent:
+        silent.settimeout(20)
+        sending = paired.start_send(source, vm=VM)
+        caller, _ = silent.accept()
+        with caller:
+            sending.signal(signal.SIGINT)
+            assert sending.wait(10).expect(130).disk["state"] == "cancelled"
+
+
+def test_an_interruption_during_the_proof_publishes_nothing_or_all(
+    paired: Pair, tmp_path: Path
+) -> None:
+    source = make_disk(tmp_path / "disk.raw", SIZE)
+    sending = paired.start_send(source, vm=VM)
+    wait_until(lambda: "proving" in sending.stderr or sending.ended, "the proof begins")
+    sending.signal(signal.SIGTERM)
+    run = sending.wait(10)
+    assert run.exit_code in (0, 130)
+    wait_until(lambda: paired.receiver.files(VM) in ([], PUBLISHED), "all or nothing is there")
+    if run.exit_code == 0:
+        assert paired.receiver.files(VM) == PUBLISHED
+
+
+def test_a_receiver_that_is_stopped_says_so_and_leaves_nothing_behind(
+    paired: Pair, source: Path
+) -> None:
+    sending = half_way(paired, source)
+    paired.receiver.stop()
+    run = sending.wait(10).expect(5)
+    assert "shutting down" in run.error
+    assert run.disk["state"] == "failed"
+    assert paired.receiver.files(VM) == []
+    paired.receiver.start()
+    same_command_works(paired, source)
+
+
+def test_a_sender_that_is_killed_is_cleaned_up_after(paired: Pair, source: Path) -> None:
+    sending = half_way(paired, source)
+    sending.kill()
+    nothing_left(paired)
+    same_command_works(paired, source)
+
+
+def test_a_sender_that_is_killed_makes_way_for_the_next_at_once(paired: Pair, source: Path) -> None:
+    half_way(paired, source).kill()
+    same_command_works(paired, source)
+
+
+def test_a_receiver_that_is_killed_takes_the_disk_when_it_is_back(
+    paired: Pair, source: Path
+) -> None:
+    sending = half_way(paired, source)
+    paired.receiver.kill()
+    run = sending.wait(10).expect(5)
+    assert run.error
+    assert not paired.receiver.descriptor(VM).exists()
+    paired.receiver.start()
+    same_command_works(paired, source)
+
+
+def test_a_stopped_sender_is_not_taken_for_a_finished_one(paired: Pair, source: Path) -> None:
+    """SIGSTOP and SIGCONT, as when a laptop sleeps: the transfer goes on."""
+    sending = half_way(paired, source)
+    sending.signal(signal.SIGSTOP)
+    time.sleep(1)  # long enough for everything in flight to arrive
+    assert not paired.receiver.descriptor(VM).exists()
+    sending.signal(signal.SIGCONT)
+    sending.wait().expect(0)
+    paired.receiver.verify(VM, "", "--against", source).expect(0)
+
+
+def test_a_receiver_stops_while_nothing_goes_on(paired: Pair) -> None:
+    started = time.monotonic()
+    stopped = paired.receiver.stop()
+    assert stopped
+    assert time.monotonic() - started < 5
+    assert "Traceback" not in stopped.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_receiver_obeys_either_signal(paired: Pair, number: signal.Signals) -> None:
+    paired.receiver.process.signal(number)
+    paired.receiver.wait_stopped()

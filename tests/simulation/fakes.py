@@ -1,0 +1,470 @@
+"""An in-memory network, and both ends' real code on it, inside one event loop.
+
+Nothing here reads a clock or draws a random number of its own: what a link does
+follows from its ``Faults``, so that a seed names a run.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from flatship_protocol.connection import (
+    MAX_CIPHERTEXT_TO_SENDER,
+    Connection,
+    FramePool,
+    Stream,
+)
+from flatship_protocol.constants import MAX_CIPHERTEXT
+from flatship_protocol.endpoint import Endpoint
+from flatship_protocol.errors import (
+    ConnectionClosed,
+    ConnectionLost,
+    DatastoreError,
+    ErrorCode,
+    TransferError,
+)
+from flatship_protocol.handshake import INITIATION_SIZE, Responder, public_key
+from flatship_protocol.messages import (
+    Adapter,
+    DiskFormat,
+    Hello,
+    HelloOk,
+    Message,
+    OpenDisk,
+    Provisioning,
+    decode,
+)
+from flatship_receiver.authorized_senders import AuthorizedSenders
+from flatship_receiver.datastores.base import Datastore, Image, ImageRequest
+from flatship_receiver.datastores.memory import MemoryDatastore, MemoryImage
+from flatship_receiver.facilities import Facilities, Store
+from flatship_receiver.journal import AsyncJournal
+from flatship_receiver.metrics import ReceiverMetrics, SpaceSample
+from flatship_receiver.peers import Peer
+from flatship_receiver.reservations import Reservations
+from flatship_receiver.sessions import Caller, Refused, Sessions, say_and_close
+from flatship_sender.client import Client, Credentials, SessionName, connect
+from flatship_sender.compression import CompressionController, Policy
+from flatship_sender.pipeline import FIRST_PASS, Job, Transfer, Unobserved
+from flatship_sender.progress import DiskProgress, TransferProgress
+from flatship_sender.receivers import Receiver
+from flatship_sender.sources.base import BlockSource
+from flatship_service.workers import Workers
+
+SENDER_KEY = bytes([21]) * 32
+RECEIVER_KEY = bytes([22]) * 32
+PSK = bytes([23]) * 32
+SESSION_ID = bytes(range(16))
+PIPE_CAPACITY = 256 * 1024  # bytes in flight in one direction; more makes the writer wait
+
+
+@dataclass(slots=True)
+class Faults:
+    """What one direction of a link does to its bytes.
+
+    ``cut_after`` bytes the link breaks in both directions; from ``stall_after`` bytes on
+    it takes nothing any more and says nothing; at ``flip_at`` one bit is wrong. With
+    ``fragments`` every read and write is split where it says.
+    """
+
+    cut_after: int | None = None
+    stall_after: int | None = None
+    flip_at: int | None = None
+    fragments: Random | None = None
+
+
+class Pipe:
+    """One direction: bytes on their way, in order."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        self.carried = 0
+        self.twin: Pipe | None = None  # the link's other direction
+        self._buffer = bytearray()
+        self._ended = False
+        self._broken = False
+        self._changed = asyncio.Event()
+
+    async def write(self, view: memoryview, closed: Callable[[], bool]) -> None:
+        """Put all of ``view`` on the way; waits while the pipe is full."""
+        while view:
+            if closed() or self._broken or self._ended:
+                raise ConnectionLost("the link broke")
+            room = self._room(len(view))
+            if not room:
+                await self._change()
+                continue
+            self._put(bytes(view[:room]))
+            view = view[room:]
+            if self.faults.fragments is not None:
+                await asyncio.sleep(0)
+
+    async def read_some(self, view: memoryview, closed: Callable[[], bool]) -> int:
+        """Move what is there to ``view``; 0 at the end."""
+        while not self._buffer:
+            if closed() or self._broken:
+                raise ConnectionLost("the link broke")
+            if self._ended:
+                return 0
+            await self._change()
+        count = min(len(view), len(self._buffer), self._fragment())
+        view[:count] = self._buffer[:count]
+        del self._buffer[:count]
+        self.wake()
+        return count
+
+    def end(self) -> None:
+        """Nothing follows what is on its way."""
+        self._ended = True
+        self.wake()
+
+    def break_(self) -> None:
+        """Lose what is on its way."""
+        self._broken = True
+        self._buffer.clear()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let both ends look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _change(self) -> None:
+        await self._changed.wait()
+
+    def _fragment(self) -> int:
+        fragments = self.faults.fragments
+        return PIPE_CAPACITY if fragments is None else fragments.choice((1, 7, 8, 500, 70_000))
+
+    def _room(self, wanted: int) -> int:
+        room = min(wanted, PIPE_CAPACITY - len(self._buffer), self._fragment())
+        for limit in (self.faults.stall_after, self.faults.cut_after):
+            if limit is not None:
+                room = min(room, limit - self.carried)
+        return max(0, room)
+
+    def _put(self, data: bytes) -> None:
+        start, self.carried = self.carried, self.carried + len(data)
+        flip = self.faults.flip_at
+        if flip is not None and start <= flip < self.carried:
+            spoiled = bytearray(data)
+            spoiled[flip - start] ^= 1
+            data = bytes(spoiled)
+        self._buffer += data
+        self.wake()
+        if self.carried == self.faults.cut_after:
+            self.break_()
+            if self.twin is not None:
+                self.twin.break_()
+
+
+class MemoryStream:
+    """One end of a link: a ``Stream``."""
+
+    def __init__(self, peer: str, incoming: Pipe, outgoing: Pipe) -> None:
+        self.peer = peer
+        self.closed = False
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._loop = asyncio.get_running_loop()
+        self.moved_at = self._loop.time()
+
+    async def read_exactly(self, view: memoryview) -> None:
+        """See Stream."""
+        while view:
+            count = await self._incoming.read_some(view, lambda: self.closed)
+            if count == 0:
+                raise ConnectionClosed(f"{self.peer} closed the connection")
+            self.moved_at = self._loop.time()
+            view = view[count:]
+
+    async def write_all(self, view: memoryview) -> None:
+        """See Stream."""
+        await self._outgoing.write(view, lambda: self.closed)
+        self.moved_at = self._loop.time()
+
+    async def drain(self, seconds: float) -> None:
+        """See Stream."""
+        self._outgoing.end()
+        rest = memoryview(bytearray(PIPE_CAPACITY))
+        try:
+            async with asyncio.timeout(seconds):
+                while await self._incoming.read_some(rest, lambda: self.closed):
+                    pass
+        except (TimeoutError, ConnectionLost):
+            return
+
+    def close(self) -> None:
+        """See Stream. What was written still arrives; what comes is lost."""
+        self.closed = True
+        self._outgoing.end()
+        self._incoming.end()
+
+
+def link(to_receiver: Faults, to_sender: Faults) -> tuple[MemoryStream, MemoryStream]:
+    """The sender's and the receiver's end of a fresh link."""
+    there, back = Pipe(to_receiver), Pipe(to_sender)
+    there.twin, back.twin = back, there
+    return MemoryStream("receiver", back, there), MemoryStream("sender", there, back)
+
+
+class FaultyDatastore:
+    """A ``MemoryDatastore`` whose images log what is done to them and fail when told to.
+
+    ``fail_flush`` and ``fail_write`` count down: the n-th call fails. ``rot`` is the
+    offset of a byte that reads other than it was written.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.memory = MemoryDatastore("ssd", size)
+        self.name = "ssd"
+        self.log: list[tuple[str, int, int]] = []
+        self.fail_flush = 0
+        self.fail_write = 0
+        self.rot: int | None = None
+        self.space = self.memory.space
+        self.check = self.memory.check
+        self.recover = self.memory.recover
+        self.descriptor = self.memory.descriptor
+        self.close = self.memory.close
+
+    def create(self, request: ImageRequest) -> Image:
+        """See ``Datastore.create``."""
+        return FaultyImage(self, self.memory.create(request))
+
+
+class FaultyImage:
+    """An image of a ``FaultyDatastore``."""
+
+    def __init__(self, store: FaultyDatastore, image: MemoryImage) -> None:
+        self._store = store
+        self._image = image
+        self.capacity = image.capacity
+        self.extents = image.extents
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """See ``Image.write``."""
+        self._store.fail_write -= 1
+        if self._store.fail_write == 0:
+            raise DatastoreError("the medium fails", ErrorCode.WRITE_FAILED)
+        self._image.write(offset, data)
+        self._store.log.append(("write", offset, len(data)))
+
+    def zero(self, offset: int, length: int) -> None:
+        """See ``Image.zero``."""
+        self._image.zero(offset, length)
+        self._store.log.append(("zero", offset, length))
+
+    def flush(self) -> None:
+        """See ``Image.flush``."""
+        self._store.fail_flush -= 1
+        if self._store.fail_flush == 0:
+            raise DatastoreError("the flush failed", ErrorCode.WRITE_FAILED)
+        self._image.flush()
+        self._store.log.append(("flush", 0, 0))
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """See ``Image.read_into``."""
+        self._image.read_into(buffer, offset)
+        rot = self._store.rot
+        if rot is not None and offset <= rot < offset + len(buffer):
+            buffer[rot - offset] ^= 1
+
+    def commit(self, descriptor: bytes) -> None:
+        """See ``Image.commit``."""
+        self._image.commit(descriptor)
+        self._store.log.append(("commit", 0, 0))
+
+    def close(self) -> None:
+        """See ``Image.close``."""
+        self._image.close()
+
+    def abort(self) -> None:
+        """See ``Image.abort``."""
+        self._image.abort()
+        self._store.log.append(("abort", 0, 0))
+
+
+class Receiving:
+    """A receiver that takes connections from memory instead of a listening socket."""
+
+    def __init__(self, datastore: Datastore, sessions: Sessions) -> None:
+        self.datastore = datastore
+        self.sessions = sessions
+        self.peer = Peer(public_key(SENDER_KEY), "kvm1", PSK)
+        self.trouble: list[BaseException] = []  # what must never come out of a connection
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ephemerals = 0
+
+    def accept(self, stream: Stream) -> None:
+        """Serve a connection, as the listener does for a caller it knows."""
+        task = asyncio.create_task(self._serve(stream))
+        self._tasks.add(task)
+
+    async def wait(self) -> None:
+        """Until every connection has been served."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _serve(self, stream: Stream) -> None:
+        try:
+            await self._join(stream)
+        except (TransferError, asyncio.CancelledError):
+            pass
+        except BaseException as error:
+            self.trouble.append(error)
+        finally:
+            stream.close()
+
+    async def _join(self, stream: Stream) -> None:
+        self._ephemerals += 1
+        responder = Responder(RECEIVER_KEY, self._ephemerals.to_bytes(32))
+        initiation = bytearray(INITIATION_SIZE)
+        await stream.read_exactly(memoryview(initiation))
+        responder.read_initiation(bytes(initiation))
+        response, keys = responder.respond(PSK)
+        await stream.write_all(memoryview(response))
+        connection = Connection(
+            stream, keys, max_receive=MAX_CIPHERTEXT, max_send=MAX_CIPHERTEXT_TO_SENDER
+        )
+        buffer = memoryview(bytearray(MAX_CIPHERTEXT))
+        size = await connection.receive_body(await connection.receive_header(), buffer)
+        epoch, hello = decode(buffer[:size])
+        assert isinstance(hello, Hello)
+        try:
+            await self.sessions.join(Caller(self.peer, "192.0.2.1"), hello, epoch, connection)
+        except Refused as error:
+            await say_and_close(connection, error.code, epoch)
+
+
+@dataclass(slots=True)
+class World:
+    """A receiver, the links to it, and threads for both ends."""
+
+    receiving: Receiving
+    workers: Workers
+    frames: FramePool
+    journal: AsyncJournal
+    to_receiver: Callable[[int], Faults]
+    to_sender: Callable[[int], Faults]
+    streams: list[MemoryStream] = field(default_factory=list)
+
+    async def dial(self, _: Receiver) -> Stream:
+        """Connect to the receiver; the n-th link gets the n-th faults."""
+        number = len(self.streams)
+        ours, theirs = link(self.to_receiver(number), self.to_sender(number))
+        self.streams.append(ours)
+        self.receiving.accept(theirs)
+        return ours
+
+    async def connect(self, epoch: int = 1) -> tuple[Connection, HelloOk]:
+        """A connection whose sender is the test itself."""
+        receiver = Receiver("lab", Endpoint("192.0.2.2", 7071), public_key(RECEIVER_KEY), PSK)
+        name = SessionName(SESSION_ID, epoch)
+        return await connect(receiver, Credentials(SENDER_KEY, PSK), name, 0, self.dial)
+
+    def sending(
+        self,
+        sources: Sequence[BlockSource],
+        *,
+        epoch: int = 1,
+        compression: Policy = "off",
+        provisioning: Provisioning = Provisioning.THIN,
+        live: bool = False,
+        dry_run: bool = False,
+        replace: bool = False,
+        hear: Callable[[Message], Message] = lambda message: message,
+    ) -> tuple[Transfer, Client]:
+        """A sender with one disk a source: ``web``, ``web_1`` …
+
+        ``hear`` sees, and may change, what the receiver says.
+        """
+        jobs = [
+            Job(
+                source,
+                OpenDisk(
+                    disk=number,
+                    pass_number=FIRST_PASS,
+                    size=source.size,
+                    reserve=0,
+                    source_id=source.identity,
+                    format=DiskFormat.VMFS,
+                    provisioning=provisioning,
+                    adapter=Adapter.LSILOGIC,
+                    hardware_version=21,
+                    datastore="",
+                    vm="web",
+                    name="web" if number == 0 else f"web_{number}",
+                    replace=replace,
+                    live=live,
+                    dry_run=dry_run,
+                ),
+                DiskProgress(source.name, f"web/{number}", source.size),
+            )
+            for number, source in enumerate(sources)
+        ]
+        progress = TransferProgress("lab", "web", [job.progress for job in jobs])
+        controller = CompressionController(compression, self.workers.count)
+        transfer = Transfer(jobs, progress, controller, Unobserved(), self.workers, epoch)
+        client = Client(
+            Receiver("lab", Endpoint("192.0.2.2", 7071), public_key(RECEIVER_KEY), PSK),
+            Credentials(SENDER_KEY, PSK),
+            SessionName(SESSION_ID, epoch),
+            lambda epoch, message: transfer.dispatch(epoch, hear(message)),
+            dial=self.dial,
+        )
+        return transfer, client
+
+
+def _sound(_: int) -> Faults:
+    return Faults()
+
+
+@asynccontextmanager
+async def world(
+    folder: Path,
+    datastore: FaultyDatastore,
+    *,
+    to_receiver: Callable[[int], Faults] = _sound,
+    to_sender: Callable[[int], Faults] = _sound,
+    workers: int = 2,
+    frames: int = 32,
+) -> AsyncIterator[World]:
+    """A receiver over ``datastore``, its journal in ``folder``.
+
+    On the way out every connection has ended, every frame is back, and nothing but
+    what Flatship itself reports has come out of a connection or a task.
+    """
+    loop = asyncio.get_running_loop()
+    unhandled: list[str] = []
+    loop.set_exception_handler(lambda _, context: unhandled.append(str(context)))
+    async with AsyncExitStack() as cleanup:
+        journal = await AsyncJournal.open(folder)
+        cleanup.push_async_callback(journal.close)
+        threads = Workers(workers, "simulation")
+        cleanup.callback(threads.close)
+        metrics = ReceiverMetrics("test")
+        reservations = Reservations("ssd")
+
+        def sample() -> SpaceSample:
+            space = datastore.space()
+            return SpaceSample(space.size, space.free, reservations.total)
+
+        store = Store(datastore, reservations, metrics.datastore("ssd", sample))
+        senders = AuthorizedSenders(folder)
+        senders.add(Peer(public_key(SENDER_KEY), "kvm1", PSK))
+        pool = FramePool(frames)
+        facilities = Facilities(journal, threads, threads, pool, metrics, senders, prove=True)
+        receiving = Receiving(datastore, Sessions({"ssd": store}, facilities))
+        made = World(receiving, threads, pool, journal, to_receiver, to_sender)
+        yield made
+        await receiving.wait()
+        assert pool.in_use == 0
+        assert reservations.total == 0
+        assert receiving.sessions.count == 0
+        assert not receiving.trouble
+    await asyncio.sleep(0)
+    assert not unhandled, unhandled[0]
