@@ -1,0 +1,50 @@
+# Every target sets up what it needs, on Debian or Ubuntu with python3, git and make.
+# `make` alone lists them.
+
+PYTHON := .venv/bin/python
+VENV_READY := .venv/.ready
+BENCH_READY := .venv/.ready-bench
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo check test bench lint lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: $(VENV_READY) ## move two small disks from end to end on this machine, and prove them
+	@scripts/debian-packages demo
+	@$(PYTHON) scripts/demo.py
+
+check: lint ## formatting, lint, types, import rules, unit and conformance tests
+	@$(PYTHON) -m pytest -q tests/unit tests/conformance
+
+test: lint ## check, and every other test: simulation, fuzzing, real processes
+	@scripts/debian-packages test
+	@$(PYTHON) -m pytest
+
+bench: $(BENCH_READY) ## Flatship and its peers side by side; results in tests/benchmarks/results
+	@scripts/debian-packages bench
+	@PYTHONPATH=tests $(PYTHON) -m benchmarks.bench_pair $(BENCH_ARGS)
+
+lint: $(VENV_READY)
+	@.venv/bin/ruff format --check --quiet .
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/mypy --strict --no-error-summary
+	@MYPYPATH=tests .venv/bin/mypy --strict --no-error-summary -p benchmarks
+	@report=$$(.venv/bin/lint-imports 2>&1) || { echo "$$report"; exit 1; }
+
+lock: ## resolve requirements/*.lock again
+	@scripts/lock
+
+clean: ## remove what the other targets made here
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# A changed lock or pyproject.toml is installed at the next target; an unchanged one costs nothing.
+$(VENV_READY): requirements/dev.lock pyproject.toml scripts/python-env
+	@scripts/python-env .venv requirements/dev.lock
+	@touch $@
+
+$(BENCH_READY): requirements/bench.lock $(VENV_READY)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@

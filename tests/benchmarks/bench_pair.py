@@ -1,0 +1,216 @@
+"""A whole transfer between two real processes, beside the programs a user would pick instead.
+
+    python -m benchmarks.bench_pair [SCENARIO...] [--rounds N]
+
+Contestants take turns, round after round; ratios are taken within a round, so
+that a machine that slows down slows all of them. Each scenario's docstring says
+what it bounds; its result goes to ``results/``.
+"""
+
+import argparse
+import contextlib
+import functools
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import disk, profile_cpu, report
+from benchmarks.contest import Contestant, Entry, Result, Run, cold_caches, compete, table
+from benchmarks.disk import GIB, TIB, Disk
+from benchmarks.flatship_pair import NO_PROOF, FlatshipPair
+from benchmarks.peers import all_peers
+from benchmarks.processes import Usage, run, shown
+
+_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Folders of one benchmark, removed after it."""
+
+    scratch: Path  # keys, logs, state
+    target: Path  # where copies are made
+
+
+@contextlib.contextmanager
+def workplace(parent: Path) -> Iterator[Workplace]:
+    """A workplace on the file system of ``parent``."""
+    with tempfile.TemporaryDirectory(dir=parent, prefix="flatship-bench-") as name:
+        place = Workplace(Path(name, "scratch"), Path(name, "target"))
+        place.scratch.mkdir()
+        place.target.mkdir()
+        yield place
+
+
+def data_path(rounds: int) -> list[str]:
+    """The data path alone, on tmpfs: encrypted, authenticated, digested, not read again."""
+    with workplace(_MEMORY) as place:
+        guest = disk.copy_sparse(disk.guest_disk(), place.scratch / "guest.raw")
+        peers = all_peers(place.scratch)
+        flatship = FlatshipPair(place.scratch, serve_options=NO_PROOF)
+        entries = [
+            Entry("nbdcopy", peers["nbdcopy"], guest),
+            Entry("nbdcopy TLS", peers["nbdcopy TLS"], guest),
+            Entry("Flatship, no re-read", flatship, guest),
+        ]
+        return _compared(entries, place, rounds)
+
+
+def whole(rounds: int) -> list[str]:
+    """A transfer as users run it, disk to disk, caches cold: synced, proven, published."""
+    with workplace(disk.cache_folder()) as place:
+        guest = disk.guest_disk()
+        peers = all_peers(place.scratch)
+        entries = [
+            Entry("nbdcopy --flush", peers["nbdcopy --flush"], guest),
+            Entry("qemu-img convert", peers["qemu-img convert"], guest),
+            Entry("Flatship", FlatshipPair(place.scratch), guest),
+        ]
+        return _compared(entries, place, rounds, before=cold_caches)
+
+
+def every_peer(rounds: int) -> list[str]:
+    """What a user would pick instead, all of it, disk to disk, caches cold."""
+    with workplace(disk.cache_folder()) as place:
+        guest = disk.guest_disk()
+        contestants: dict[str, Contestant] = {
+            "Flatship": FlatshipPair(place.scratch),
+            **all_peers(place.scratch),
+        }
+        entries = [Entry(name, contestant, guest) for name, contestant in contestants.items()]
+        return _compared(entries, place, rounds, before=cold_caches)
+
+
+def sparse(rounds: int) -> list[str]:
+    """What 8 TiB of holes cost beyond the 1 GiB of data among them."""
+    with workplace(disk.cache_folder()) as place:
+        guest = disk.guest_disk()
+        flatship = FlatshipPair(place.scratch)
+        entries = [
+            Entry("1 GiB of data", flatship, disk.dense_file(guest, GIB)),
+            Entry("the same in 8 TiB", flatship, disk.scattered_file(guest, GIB, 8 * TIB, 64)),
+        ]
+        results = compete(entries, place.target, rounds=rounds)
+        overhead = results[1].seconds - results[0].seconds
+        return [*_described(results, place), "", f"Overhead of the holes: {overhead:.2f} s."]
+
+
+def zeros(rounds: int) -> list[str]:
+    """A block device of 8 GiB that is all zeros and cannot say so, against merely reading it."""
+    with workplace(disk.cache_folder()) as place, _loop_device(place, 8 * GIB) as device:
+        entries = [
+            Entry("dd bs=1M of=/dev/null", ReadOnly(), device),
+            Entry("Flatship", FlatshipPair(place.scratch), device),
+        ]
+        return _compared(entries, place, rounds, before=cold_caches)
+
+
+def profile(rounds: int) -> list[str]:
+    """Where the processor's time goes on the data path; sampling slows it down."""
+    with workplace(_MEMORY) as place:
+        guest = disk.copy_sparse(disk.guest_disk(), place.scratch / "guest.raw")
+        sender, receiver = place.scratch / "sender.folded", place.scratch / "receiver.folded"
+        flatship = FlatshipPair(
+            place.scratch,
+            serve_options=NO_PROOF,
+            sender_prefix=profile_cpu.recording(sender),
+            observe_receiver=functools.partial(profile_cpu.attached, output=receiver),
+        )
+        compete([Entry("Flatship, profiled", flatship, guest)], place.target, rounds=rounds)
+        lines = ["Samples of the last round.", "", "Sender:", "", *profile_cpu.hottest(sender)]
+        return [*lines, "", "Receiver:", "", *profile_cpu.hottest(receiver)]
+
+
+SCENARIOS: dict[str, tuple[Callable[[int], list[str]], int]] = {  # and how many rounds
+    "data-path": (data_path, 5),
+    "whole": (whole, 3),
+    "sparse": (sparse, 3),
+    "zeros": (zeros, 3),
+    "profile": (profile, 1),
+    "every-peer": (every_peer, 1),
+}
+
+
+@dataclass(slots=True)
+class ReadOnly:
+    """The floor under anything that must look at every byte of a device."""
+
+    command: str = ""
+
+    def transfer(self, disk: Disk, folder: Path) -> tuple[Run, Path | None]:
+        """See ``Contestant``; nothing is written."""
+        dd = ["dd", f"if={disk.path}", "of=/dev/null", "bs=1M", "status=none"]
+        self.command = shown(dd)
+        finished = run(dd)
+        return Run(finished.seconds, finished.usage, Usage(0.0, 0)), None
+
+
+@contextlib.contextmanager
+def _loop_device(place: Workplace, size: int) -> Iterator[Disk]:
+    backing = place.scratch / "zeros.raw"
+    with backing.open("wb") as file:
+        file.truncate(size)
+    device = run(
+        ["losetup", "--find", "--show", "--read-only", "--direct-io=on", backing]
+    ).output.strip()
+    try:
+        yield Disk(Path(device), size, data=size)
+    finally:
+        run(["losetup", "--detach", device])
+
+
+def _compared(
+    entries: list[Entry],
+    place: Workplace,
+    rounds: int,
+    before: Callable[[], None] = lambda: None,
+) -> list[str]:
+    return _described(compete(entries, place.target, rounds=rounds, before=before), place)
+
+
+def _described(results: list[Result], place: Workplace) -> list[str]:
+    commands = "\n".join(result.command for result in results)
+    for folder, shown_as in (
+        (place.scratch, "scratch"),
+        (place.target, "target"),
+        (disk.cache_folder(), "disks"),
+        (Path(sys.executable).parent, ".venv/bin"),
+    ):
+        commands = commands.replace(str(folder), shown_as)
+    return [*table(results, results[0]), "", "## Commands", "", "```", commands, "```"]
+
+
+def _guest_line() -> str:
+    guest = disk.guest_disk()
+    return (
+        f"Guest disk: {guest.size / GIB:.0f} GiB, {guest.data / GIB:.2f} GiB of it data,"
+        f" SHA-256 {guest.sha256()}."
+    )
+
+
+def main() -> None:
+    """Run the scenarios named on the command line, or all of them."""
+    parser = argparse.ArgumentParser(prog="bench_pair", description=__doc__.splitlines()[0])
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
+    parser.add_argument("--rounds", type=int, help="instead of each scenario's own number")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.scenarios) - set(SCENARIOS):
+        parser.error(
+            f"unknown scenario {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}"
+        )
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # cleaning up
+    guest_line = _guest_line()
+    for name in chosen.scenarios or SCENARIOS:
+        scenario, rounds = SCENARIOS[name]
+        print(f"{name}: {scenario.__doc__}", file=sys.stderr)
+        body = scenario(chosen.rounds or rounds)
+        arguments = ["python", "-m", "benchmarks.bench_pair", name]
+        path = report.write(name, f"{scenario.__doc__}\n\n{guest_line}", arguments, body)
+        print(path.read_text())
+
+
+if __name__ == "__main__":
+    main()
