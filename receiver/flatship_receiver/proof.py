@@ -302,14 +302,25 @@ def _pieces(image: ReadableDisk, proven: ExtentSet) -> Iterator[tuple[int, int, 
     for first, end in data_chunks(image.extents()):
         if position < first:
             yield position, first, _HOLE
-        for at in range(first, end, READ_CHUNKS):
-            until = min(at + READ_CHUNKS, end)
-            known = proven.covers(at * CHUNK_SIZE, (until - at) * CHUNK_SIZE)
-            yield at, until, _PROVEN if known else None
+        yield from _runs(first, end, proven)
         position = end
     chunks = -(-image.capacity // CHUNK_SIZE)
     if position < chunks:
         yield position, chunks, _HOLE
+
+
+def _runs(first: int, end: int, proven: ExtentSet) -> Iterator[tuple[int, int, bytes | None]]:
+    """Cut a run of chunks into what is proven and reads of what is not."""
+    at = first
+    for offset, length in proven.gaps(first * CHUNK_SIZE, (end - first) * CHUNK_SIZE):
+        unread, until = offset // CHUNK_SIZE, -(-(offset + length) // CHUNK_SIZE)
+        if at < unread:
+            yield at, unread, _PROVEN
+        for start in range(unread, until, READ_CHUNKS):
+            yield start, min(start + READ_CHUNKS, until), None
+        at = until
+    if at < end:
+        yield at, end, _PROVEN
 
 
 def _settled(piece: tuple[int, int, Future[bytes] | bytes]) -> tuple[int, int, bytes]:
