@@ -17,6 +17,7 @@ demo: $(VENV_READY) ## move two small disks from end to end on this machine, and
 	@$(PYTHON) scripts/demo.py
 
 check: lint ## formatting, lint, types, import rules, unit and conformance tests
+	@scripts/debian-packages test
 	@$(PYTHON) -m pytest -q tests/unit tests/conformance
 
 test: lint ## check, and every other test: simulation, fuzzing, real processes

@@ -29,6 +29,7 @@ _PROVEN: Final = b"proven"  # likewise: it was read before
 
 READERS: Final = 2  # threads; a second read keeps the disk busy while the first is digested
 READ_CHUNKS: Final = 4  # chunks in one read
+BEHIND: Final = 3  # reads under way behind the writers; fewer fall behind a fast link
 BACKLOG: Final = 1024  # chunks that may wait to be re-read behind the writers
 
 
@@ -109,7 +110,7 @@ def data_size(extents: Iterable[Extent], capacity: int) -> int:
 
 
 class RunningProof:
-    """Re-reads chunks soon after they were flushed, one read at a time.
+    """Re-reads chunks soon after they were flushed, BEHIND reads at a time.
 
     Args:
         image: Being written elsewhere.
@@ -129,8 +130,7 @@ class RunningProof:
         self._fail = fail
         self._due: deque[tuple[int, bytes]] = deque()
         self._arrived = asyncio.Event()
-        self._buffer = memoryview(mmap.mmap(-1, READ_CHUNKS * CHUNK_SIZE))
-        self._task = asyncio.create_task(self._run())
+        self._tasks = {asyncio.create_task(self._run()) for _ in range(BEHIND)}
 
     def add(self, offset: int, length: int, digest: bytes) -> None:
         """Have a flushed chunk re-read; ``digest`` is what it must have."""
@@ -140,19 +140,22 @@ class RunningProof:
 
     async def stop(self) -> None:
         """Let go of the image; what is waiting stays unproven. Idempotent."""
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
 
     async def _run(self) -> None:
+        buffer = memoryview(mmap.mmap(-1, READ_CHUNKS * CHUNK_SIZE))
         try:
             while True:
                 await self._arrived.wait()
                 self._arrived.clear()
                 while self._due:
                     run = self._next_run()
-                    await self._workers.run(_check_chunks, self._image, self._buffer, run)
+                    await self._workers.run(_check_chunks, self._image, buffer, run)
                     self.proven.add(run[0][0], len(run) * CHUNK_SIZE)
         except TransferError as error:
+            self._due.clear()
             self._fail(error)
 
     def _next_run(self) -> list[tuple[int, bytes]]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import disk, profile_cpu, report
+from benchmarks.bare import BarePair
 from benchmarks.contest import Contestant, Entry, Result, Run, cold_caches, compete, table
 from benchmarks.disk import GIB, TIB, Disk
 from benchmarks.flatship_pair import NO_PROOF, FlatshipPair
@@ -54,6 +55,7 @@ def data_path(rounds: int) -> list[str]:
         entries = [
             Entry("nbdcopy", peers["nbdcopy"], guest),
             Entry("nbdcopy TLS", peers["nbdcopy TLS"], guest),
+            Entry("the bare work", BarePair(place.scratch), guest),
             Entry("Flatship, no re-read", flatship, guest),
         ]
         return _compared(entries, place, rounds)
@@ -125,8 +127,8 @@ def profile(rounds: int) -> list[str]:
 
 
 SCENARIOS: dict[str, tuple[Callable[[int], list[str]], int]] = {  # and how many rounds
-    "data-path": (data_path, 5),
-    "whole": (whole, 3),
+    "data-path": (data_path, 7),
+    "whole": (whole, 5),
     "sparse": (sparse, 3),
     "zeros": (zeros, 3),
     "profile": (profile, 1),
@@ -140,8 +142,11 @@ class ReadOnly:
 
     command: str = ""
 
-    def transfer(self, disk: Disk, folder: Path) -> tuple[Run, Path | None]:
+    def transfer(
+        self, disk: Disk, folder: Path, at_start: Callable[[], None]
+    ) -> tuple[Run, Path | None]:
         """See ``Contestant``; nothing is written."""
+        at_start()
         dd = ["dd", f"if={disk.path}", "of=/dev/null", "bs=1M", "status=none"]
         self.command = shown(dd)
         finished = run(dd)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.disk import GIB, Disk
+from benchmarks.memory import reservoir
 from benchmarks.processes import BenchmarkError, Usage
 
 _READ_WHOLE_UP_TO = 64 * GIB  # beyond it a comparison must skip holes
@@ -35,8 +36,10 @@ class Contestant(Protocol):
         """The command line of the last transfer, as a user would type it."""
         ...
 
-    def transfer(self, disk: Disk, folder: Path) -> tuple[Run, Path | None]:
-        """Move ``disk`` into ``folder``, which is empty.
+    def transfer(
+        self, disk: Disk, folder: Path, at_start: Callable[[], None]
+    ) -> tuple[Run, Path | None]:
+        """Move ``disk`` into ``folder``, which is empty; ``at_start`` comes just before the clock.
 
         Returns:
             What it cost, from the start of the command to its end (servers run
@@ -96,9 +99,7 @@ def compete(
     """Let every entry move its disk, one after another, ``rounds`` times.
 
     A round that does not count comes first: its copies are compared with the
-    disks, byte by byte, and it touches the memory that the others will use. The
-    first touch is slow in a virtual machine: 8 GiB through the page cache took
-    16 s, then 1 s.
+    disks, byte by byte. Each run finds memory that has just been freed; see ``Reservoir``.
 
     Args:
         entries: In the order of a round.
@@ -110,11 +111,17 @@ def compete(
         BenchmarkError: A transfer failed, or its copy differs.
     """
     results = [Result(entry.name) for entry in entries]
-    for number in range(rounds + 1):
-        for entry, result in zip(entries, results, strict=True):
+    turns = [
+        (number, entry, result)
+        for number in range(rounds + 1)
+        for entry, result in zip(entries, results, strict=True)
+    ]
+    with reservoir() as memory:
+        for number, entry, result in turns:
             empty(folder)
             before()
-            run, copy = entry.contestant.transfer(entry.disk, folder)
+            memory.fill(entry.disk)
+            run, copy = entry.contestant.transfer(entry.disk, folder, memory.release)
             print(f"  round {number}: {entry.name}: {run.seconds:.2f} s", file=sys.stderr)
             if number > 0:
                 result.runs.append(run)

@@ -38,16 +38,18 @@ class FlatshipPair:
     observe_receiver: Callable[[Server], AbstractContextManager[None]] = _unobserved
     command: str = ""
 
-    def transfer(self, disk: Disk, folder: Path) -> tuple[Run, Path | None]:
+    def transfer(
+        self, disk: Disk, folder: Path, at_start: Callable[[], None]
+    ) -> tuple[Run, Path | None]:
         """See ``Contestant``."""
         state = self.scratch / "pair"
         state.mkdir()
         try:
-            return self._transfer(disk, folder, state), folder / _VM / f"{_VM}-flat.vmdk"
+            return self._transfer(disk, folder, state, at_start), folder / _VM / f"{_VM}-flat.vmdk"
         finally:
             shutil.rmtree(state)
 
-    def _transfer(self, disk: Disk, folder: Path, state: Path) -> Run:
+    def _transfer(self, disk: Disk, folder: Path, state: Path, at_start: Callable[[], None]) -> Run:
         address = f"127.0.0.1:{free_port()}"
         at_receiver = ("--state", state / "receiver")
         at_sender = ("--state", state / "sender")
@@ -69,6 +71,7 @@ class FlatshipPair:
             run((_SENDER, "join", *at_sender, "--as", _PEER, state / "invitation"))
             with self.observe_receiver(receiver):
                 before = receiver.usage()
+                at_start()
                 finished = run((*self.sender_prefix, *send))
                 used = receiver.usage() - before
         return Run(finished.seconds, finished.usage, used)

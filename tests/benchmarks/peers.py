@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,9 @@ class NbdPeer:
     tls_psk: bool = False
     command: str = ""
 
-    def transfer(self, disk: Disk, folder: Path) -> tuple[Run, Path | None]:
+    def transfer(
+        self, disk: Disk, folder: Path, at_start: Callable[[], None]
+    ) -> tuple[Run, Path | None]:
         """See ``Contestant``."""
         target = folder / "copy.raw"
         with target.open("wb") as file:
@@ -46,7 +48,7 @@ class NbdPeer:
         client = self.client.format(disk=disk.path, uri=self._uri(port)).split()
         self.command = f"{shown(server)}\n{shown(client)}"
         with serving(server, self.state / "nbdkit.log", lambda _: listens(port)) as nbdkit:
-            return _timed(client, nbdkit), target
+            return _timed(client, nbdkit, at_start), target
 
     def _keys(self) -> Path:
         return self.state / "keys.psk"
@@ -76,14 +78,16 @@ class SshPeer:
     state: Path
     command: str = ""
 
-    def transfer(self, disk: Disk, folder: Path) -> tuple[Run, Path | None]:
+    def transfer(
+        self, disk: Disk, folder: Path, at_start: Callable[[], None]
+    ) -> tuple[Run, Path | None]:
         """See ``Contestant``."""
         target = folder / "copy.raw"
         port = free_port()
         pipeline = self.pipeline.format(disk=disk.path, target=target, ssh=self._ssh(port))
         self.command = pipeline
         with self._sshd(port) as sshd:
-            return _timed([pipeline], sshd, shell=True), target
+            return _timed([pipeline], sshd, at_start, shell=True), target
 
     def _ssh(self, port: int) -> str:
         return (
@@ -115,8 +119,11 @@ class SshPeer:
             yield server
 
 
-def _timed(command: list[str], server: Server, *, shell: bool = False) -> Run:
+def _timed(
+    command: list[str], server: Server, at_start: Callable[[], None], *, shell: bool = False
+) -> Run:
     before = server.usage()
+    at_start()
     finished = run(command, shell=shell)
     return Run(finished.seconds, finished.usage, server.usage() - before)
 

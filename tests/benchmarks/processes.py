@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import resource
 import shlex
 import signal
 import socket
@@ -15,7 +16,8 @@ from pathlib import Path
 
 MIB = 1024 * 1024
 
-_POLL_INTERVAL = 0.02  # seconds between looks at memory
+_METER_INTERVAL = 0.1  # seconds between looks at a process tree; a look takes time of its own
+_POLL_INTERVAL = 0.02  # seconds between looks at a server that starts
 _START_TIMEOUT = 20.0  # seconds for a server to listen
 _STOP_TIMEOUT = 10.0  # seconds between SIGTERM and SIGKILL
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -68,7 +70,7 @@ class _Meter:
         return self.read()
 
     def _watch(self) -> None:
-        while not self._ended.wait(_POLL_INTERVAL):
+        while not self._ended.wait(_METER_INTERVAL):
             self._look()
 
     def _look(self) -> None:
@@ -90,6 +92,7 @@ def run(command: Command, *, shell: bool = False) -> Finished:
     words = (
         ["bash", "-o", "pipefail", "-c", str(command[0])] if shell else [str(w) for w in command]
     )
+    before = _waited_for()
     started = time.perf_counter()
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     meter = _Meter(process.pid)
@@ -97,8 +100,8 @@ def run(command: Command, *, shell: bool = False) -> Finished:
         output, complaints = process.communicate()
     finally:
         end(process)
-        usage = meter.stop()
-    seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        usage = Usage(_waited_for() - before, meter.stop().peak_rss)
     if process.returncode != 0:
         raise BenchmarkError(f"{shown(command)} exited {process.returncode}:\n{output}{complaints}")
     return Finished(seconds, usage, output)
@@ -188,10 +191,16 @@ def shown(command: Command) -> str:
 def _tree(pid: int) -> list[int]:
     found = [pid]
     for parent in found:
-        for children in Path(f"/proc/{parent}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            for children in Path(f"/proc/{parent}/task").glob("*/children"):
                 found += [int(child) for child in children.read_text().split()]
     return found
+
+
+def _waited_for() -> float:
+    """Seconds of CPU of all child processes that have ended, exactly."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def _usage_of(pid: int) -> Usage:

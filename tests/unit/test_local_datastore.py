@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
+from flatship_protocol.constants import PAGE_SIZE
 from flatship_protocol.errors import DatastoreError, ErrorCode
 from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
 from flatship_receiver import vmdk
-from flatship_receiver.datastores import flat
+from flatship_receiver.datastores import flat, residency
 from flatship_receiver.datastores.base import ImageRequest
 from flatship_receiver.datastores.folder import Folder
 from flatship_receiver.datastores.local import LocalDatastore
@@ -845,26 +846,59 @@ def test_close_waits_for_a_write_under_way(
     assert failures == []
 
 
+@pytest.mark.parametrize("flushed", [True, False])
+@pytest.mark.parametrize("vouched", ["as it is", "some are cached", "nobody can say"])
 def test_read_goes_round_the_cache(
-    datastore: LocalDatastore, monkeypatch: pytest.MonkeyPatch
+    datastore: LocalDatastore, monkeypatch: pytest.MonkeyPatch, flushed: bool, vouched: str
 ) -> None:
-    flags = []
+    reads = []
     preadv = os.preadv
 
-    def recording(fd: int, buffers: list[memoryview], offset: int) -> int:
-        flags.append(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
-        return preadv(fd, buffers, offset)
+    def recording(fd: int, buffers: list[memoryview], offset: int, *flags: int) -> int:
+        direct = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+        reads.append("direct" if direct else residency.cached_pages(fd, offset, MIB))
+        return preadv(fd, buffers, offset, *flags)
 
+    answers = {"some are cached": 3, "nobody can say": None}
+    if vouched in answers:
+        monkeypatch.setattr(flat, "cached_pages", lambda *_: answers[vouched])
     image = datastore.create(REQUEST)
     data = os.urandom(MIB)
     image.write(0, memoryview(data))
+    if flushed:
+        image.flush()
     monkeypatch.setattr(os, "preadv", recording)
-    with mmap.mmap(-1, MIB) as buffer, memoryview(buffer) as view:
-        image.read_into(view, 0)
-        assert view == data
-    assert flags
-    assert all(flags)
+    buffer = memoryview(mmap.mmap(-1, MIB))
+    image.read_into(buffer, 0)
+    assert buffer == data
+    assert reads
+    if vouched == "as it is":
+        assert set(reads) <= {"direct", 0}
+    else:
+        assert set(reads) == {"direct"}
     image.abort()
+
+
+def test_what_is_cached_is_counted_and_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(4 * PAGE_SIZE))
+    with path.open("r+b") as file:
+        counted = residency.cached_pages(file.fileno(), PAGE_SIZE, 2 * PAGE_SIZE)
+        if counted is None:
+            pytest.skip("this kernel has no cachestat(2)")
+        assert counted == 2
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert residency.cached_pages(file.fileno(), PAGE_SIZE, 2 * PAGE_SIZE) == 0
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        residency.cached_pages(file_closed(path), 0, PAGE_SIZE)
+
+
+def file_closed(path: Path) -> int:
+    """A descriptor that was open and is not."""
+    fd = os.open(path, os.O_RDONLY)
+    os.close(fd)
+    return fd
 
 
 def test_read_without_direct_access_syncs_and_drops_the_cache_first(
@@ -890,7 +924,7 @@ def test_read_without_direct_access_syncs_and_drops_the_cache_first(
     with mmap.mmap(-1, MIB) as buffer, memoryview(buffer) as view:
         image.read_into(view, MIB)
         assert view == data
-    assert steps == ["fdatasync", "posix_fadvise", "preadv"]
+    assert (steps[0], set(steps[1:-1]), steps[-1]) == ("fdatasync", {"posix_fadvise"}, "preadv")
     image.abort()
 
 

@@ -24,8 +24,10 @@ def running(
         workers = Workers(1, "test")
         try:
             proof = RunningProof(disk, workers, failures.append)
-            await body(proof)
-            await proof.stop()
+            try:
+                await body(proof)
+            finally:
+                await proof.stop()
             return proof
         finally:
             workers.close()
@@ -59,7 +61,7 @@ def test_a_chunk_that_is_not_what_was_received_fails_the_disk_and_is_not_proven(
 
     async def body(proof):
         proof.add(5 * MIB, MIB, chunk_digest(content(6)))
-        await settled(proof, proof._task.done)
+        await settled(proof, lambda: any(task.done() for task in proof._tasks))
 
     failures: list[TransferError]
     proof, failures = running(FakeDisk(SIZE, data), body)

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import mmap
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Final
@@ -16,6 +17,7 @@ from flatship_protocol.constants import CHUNK_SIZE, PAGE_SIZE
 from flatship_protocol.extents import Extent, ExtentKind
 from flatship_protocol.messages import Provisioning
 from flatship_receiver.datastores.folder import Folder
+from flatship_receiver.datastores.residency import cached_pages
 
 # linux/falloc.h
 FALLOC_FL_KEEP_SIZE: Final = 0x01
@@ -24,6 +26,7 @@ FALLOC_FL_ZERO_RANGE: Final = 0x10
 
 _ZEROS: Final = memoryview(bytes(CHUNK_SIZE))
 _WRITTEN: Final = 1  # in the map of chunks
+_RWF_DONTCACHE: Final = 0x80  # linux/fs.h; not yet in Python's os
 _NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 
 # Python has posix_fallocate(3) only; fallocate(2) also gives space back.
@@ -46,6 +49,9 @@ class FlatExtent:
         self.length = length
         self._provisioning = provisioning
         self._dirty = False
+        # The kernel lets one writer into a file at a time, and has the others spin for their turn.
+        self._writing = threading.RLock()
+        self._can_read_uncached = True  # until the file system says otherwise
         # The file starts as zeros, so zeroing what was never written is free.
         # A byte a chunk; untouched pages of the map take no memory.
         self._written = bytearray(-(-length // CHUNK_SIZE))
@@ -104,8 +110,13 @@ class FlatExtent:
         """Fill ``buffer`` from the medium.
 
         Without O_DIRECT what was written must have been flushed before: only
-        clean pages can be dropped from the cache.
+        clean pages can be dropped from the cache. With it they are dropped as
+        well, and where the kernel vouches that none is left, a buffered read
+        fetches them: unlike a direct one it does not hold up whoever writes
+        to the same file.
         """
+        if self._read_uncached(buffer, offset):
+            return
         if not self.is_direct:
             os.posix_fadvise(self.fd, offset, len(buffer), os.POSIX_FADV_DONTNEED)
             _read_all(self.fd, buffer, offset)
@@ -147,6 +158,25 @@ class FlatExtent:
             os.posix_fallocate(self.fd, 0, self.length)
         os.fsync(self.fd)
 
+    def _read_uncached(self, buffer: memoryview, offset: int) -> bool:
+        """Read through the page cache if it provably holds nothing of the range; else False."""
+        if not self._can_read_uncached:
+            return False
+        os.posix_fadvise(self.fd, offset, len(buffer), os.POSIX_FADV_DONTNEED)
+        left = cached_pages(self.fd, offset, len(buffer))
+        if left is None:
+            self._can_read_uncached = False
+        if left != 0:
+            return False
+        try:
+            _read_all(self.fd, buffer, offset, _RWF_DONTCACHE)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            self._can_read_uncached = False
+            return False
+        return True
+
     def _mark(self, offset: int, length: int) -> None:
         for index in range(offset // CHUNK_SIZE, -(-(offset + length) // CHUNK_SIZE)):
             self._written[index] = _WRITTEN
@@ -182,10 +212,11 @@ class FlatExtent:
             self._write_all(start, _ZEROS[: offset + length - start])
 
     def _write_all(self, offset: int, data: memoryview) -> None:
-        while data:
-            count = os.pwrite(self.fd, data, offset)
-            data = data[count:]
-            offset += count
+        with self._writing:
+            while data:
+                count = os.pwrite(self.fd, data, offset)
+                data = data[count:]
+                offset += count
 
 
 def _open_direct(folder: Folder, name: str, fd: int) -> int:
@@ -206,9 +237,9 @@ def _open_direct(folder: Folder, name: str, fd: int) -> int:
     return direct_fd
 
 
-def _read_all(fd: int, buffer: memoryview, offset: int) -> None:
+def _read_all(fd: int, buffer: memoryview, offset: int, flags: int = 0) -> None:
     while buffer:
-        count = os.preadv(fd, [buffer], offset)
+        count = os.preadv(fd, [buffer], offset, flags)
         if count == 0:
             raise OSError(errno.EIO, "the file ends early; somebody has truncated it")
         buffer = buffer[count:]
