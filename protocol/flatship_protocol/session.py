@@ -30,6 +30,7 @@ from flatship_protocol.messages import (
     DiskOpened,
     DiskProven,
     EndPass,
+    Held,
     OpenDisk,
     Proving,
     Stored,
@@ -62,7 +63,7 @@ class ReceiverState(Enum):
 
 S = TypeVar("S", SenderState, ReceiverState)
 ToReceiver: TypeAlias = Chunk | Zero | EndPass | Abandon
-ToSender: TypeAlias = DiskOpened | Stored | Proving | DiskProven | DiskFailed
+ToSender: TypeAlias = DiskOpened | Held | Stored | Proving | DiskProven | DiskFailed
 
 SENDER_SENDS: Final[Mapping[SenderState, Mapping[type, SenderState]]] = {
     SenderState.OPENING: {Abandon: SenderState.ABANDONED},
@@ -84,6 +85,7 @@ SENDER_RECEIVES: Final[Mapping[SenderState, Mapping[type, SenderState]]] = {
         DiskFailed: SenderState.FAILED,
     },
     SenderState.STREAMING: {
+        Held: SenderState.STREAMING,
         Stored: SenderState.STREAMING,
         DiskFailed: SenderState.FAILED,
     },
@@ -99,11 +101,13 @@ SENDER_RECEIVES: Final[Mapping[SenderState, Mapping[type, SenderState]]] = {
     },
     SenderState.FAILED: {
         DiskOpened: SenderState.FAILED,
+        Held: SenderState.FAILED,
         Stored: SenderState.FAILED,
         Proving: SenderState.FAILED,
     },
     SenderState.ABANDONED: {
         DiskOpened: SenderState.ABANDONED,
+        Held: SenderState.ABANDONED,
         Stored: SenderState.ABANDONED,
         Proving: SenderState.ABANDONED,
         DiskProven: SenderState.ABANDONED,
@@ -244,6 +248,8 @@ class SenderSession:
         disk.state = _follow(SENDER_RECEIVES[disk.state], disk.state, message)
         if isinstance(message, DiskOpened) and message.capacity != _rounded(disk.size):
             raise UnexpectedMessage(f"capacity {message.capacity} for a disk of {disk.size}")
+        if isinstance(message, Held):
+            _check_held(message, disk.size)
         if isinstance(message, DiskProven) and disk.state is SenderState.PROVEN:
             # It may have overtaken the last STORED, which is then no news.
             return self._acknowledge(disk, ((0, disk.size),))
@@ -290,14 +296,15 @@ class ReceiverDisk:
     chunks: ExtentSet = field(default_factory=ExtentSet)
     zeros: ExtentSet = field(default_factory=ExtentSet)
     zeroing: ExtentSet = field(default_factory=ExtentSet)  # of ``zeros``, what is not durable
+    held: ExtentSet = field(default_factory=ExtentSet)  # from an earlier session, and not sent anew
     chunk_count: int = 0
     end: EndPass | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether every byte of the disk has come, as chunk or as zeros, and is durable."""
-        covered = self.chunks.total + self.zeros.total == self.size
-        return covered and not self.in_flight and not self.zeroing.total
+        """Whether every byte of the disk has come, now or earlier, and is durable."""
+        covered = self.chunks.total + self.zeros.total + self.held.total
+        return covered == self.size and not self.in_flight and not self.zeroing.total
 
 
 class ReceiverSession:
@@ -327,6 +334,10 @@ class ReceiverSession:
         disk = ReceiverDisk(message.pass_number, message.size)
         self.disks[message.disk] = disk
         return disk
+
+    def holds(self, handle: int, offset: int, length: int) -> None:
+        """A range is on stable storage since an earlier session; before ``opened``."""
+        self.disks[handle].held.add(offset, length)
 
     def opened(self, handle: int) -> bool:
         """The image exists; chunks may come. False if it was abandoned meanwhile."""
@@ -415,6 +426,7 @@ class ReceiverSession:
         self.outstanding += message.length
         disk.in_flight[message.offset] = (message.length, message.digest)
         disk.chunks.add(message.offset, message.length)
+        disk.held.discard(message.offset, message.length)
         disk.chunk_count += 1
         return Verdict.ACT
 
@@ -429,12 +441,20 @@ class ReceiverSession:
                 return Verdict.DISCARD
             return Verdict.ACKNOWLEDGE_AGAIN
         disk.zeros.add(message.offset, message.length)
+        disk.held.discard(message.offset, message.length)
         disk.zeroing.add(message.offset, message.length)
         return Verdict.ACT
 
     def _release(self, disk: ReceiverDisk) -> None:
         self.outstanding -= sum(length for length, _ in disk.in_flight.values())
         disk.in_flight.clear()
+
+
+def _check_held(message: Held, size: int) -> None:
+    if message.first + message.count > -(-size // CHUNK_SIZE):
+        raise UnexpectedMessage(
+            f"HELD names {message.count} chunks from chunk {message.first} on a disk of {size}"
+        )
 
 
 def _rounded(size: int) -> int:

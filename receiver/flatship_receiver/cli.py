@@ -16,8 +16,10 @@ from flatship_protocol.errors import TransferError
 from flatship_protocol.invitation import Invitation, encode_invitation
 from flatship_receiver.authorized_senders import AuthorizedSenders
 from flatship_receiver.config import Config, configure
+from flatship_receiver.discard import discard, forget
+from flatship_receiver.images import describe, image_line
 from flatship_receiver.invitations import LIFETIME, Invitations
-from flatship_receiver.journal import Journal, JournalMissing
+from flatship_receiver.journal import ImageState, Journal, JournalMissing
 from flatship_receiver.peers import Peer
 from flatship_receiver.verify import Verdict, verify
 from flatship_service import __version__, logs
@@ -206,6 +208,32 @@ def verify_(path: Path, against: Path | None, as_json: bool, state: Path | None)
             verdict = verify(path, journal, against=against)
     click.echo(_verdict_json(path, verdict) if as_json else _verdict_text(path, verdict))
     return 0 if verdict.ok else 1
+
+
+@cli.command(name="list", short_help="List the disks that this receiver knows.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a disk.")
+@state_option
+def list_images(as_json: bool, state: Path | None) -> None:
+    """List every disk on record: its state, and of incomplete ones what is there."""
+    try:
+        journal = Journal.open_read_only(state_folder("receiver", state))
+    except JournalMissing:
+        return
+    with closing(journal):
+        for image in journal.images():
+            if image.state is not ImageState.DISCARDED:
+                known = describe(image, journal)
+                click.echo(msgspec.json.encode(known) if as_json else image_line(known))
+
+
+@cli.command(name="discard", short_help="Give up what an interrupted transfer left.")
+@click.argument("path", metavar="PATH.vmdk", type=click.Path(path_type=Path))
+@state_option
+def discard_(path: Path, state: Path | None) -> None:
+    """Remove the incomplete files of a disk; one that is published is not touched."""
+    removed = discard(path)
+    forget(state_folder("receiver", state), path)
+    click.echo(f"{printable(str(path))}: {removed} incomplete files removed")
 
 
 def main() -> None:

@@ -22,13 +22,12 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
-from flatship_protocol.constants import CHUNK_SIZE, DIGEST_SIZE, SEGMENT_CHUNKS
-from flatship_protocol.digest import zero_digest
+from flatship_protocol.constants import DIGEST_SIZE, SEGMENT_CHUNKS
 from flatship_protocol.errors import TransferError
+from flatship_receiver.segment_record import KNOWN_SIZE, SegmentRecord, by_segment, zero_segment
 
 DATABASE_NAME: Final = "journal.db"
 LOCK_NAME: Final = "journal.lock"
-SEGMENT_SIZE: Final = CHUNK_SIZE * SEGMENT_CHUNKS  # bytes of disk in one digest segment
 READER_PATIENCE: Final = 5.0  # seconds a reader waits while the writer recovers the log
 
 # Each script takes a journal from the version that is its index to the next.
@@ -63,6 +62,11 @@ MIGRATIONS: Final = (
         digests BLOB NOT NULL,
         PRIMARY KEY (image, number)
     );
+    """,
+    # A bit a chunk, NULL for a whole segment; and what an image was asked to become.
+    """
+    ALTER TABLE segment ADD COLUMN known BLOB;
+    ALTER TABLE image ADD COLUMN layout TEXT NOT NULL DEFAULT '';
     """,
 )
 
@@ -117,7 +121,8 @@ class ImageRecord:
 
     ``uuid`` is 16 bytes, the one in the descriptor; ``peer`` the sender's
     static key; ``size`` and ``capacity`` are in bytes; ``root`` is the root
-    digest that was proven; ``created`` and ``completed`` are Unix time in seconds.
+    digest that was proven; ``created`` and ``completed`` are Unix time in seconds;
+    ``layout`` says what was asked for, and is only ever compared.
     """
 
     uuid: bytes
@@ -132,29 +137,11 @@ class ImageRecord:
     state: ImageState = ImageState.RECEIVING
     root: bytes | None = None
     completed: float | None = None
+    layout: str = ""
 
 
 _IMAGE_COLUMNS: Final = ", ".join(field.name for field in fields(ImageRecord))
 _IMAGE_VALUES: Final = ", ".join(f":{field.name}" for field in fields(ImageRecord))
-
-
-@functools.cache
-def _zero_digests(chunks: int, last: int) -> bytes:
-    """Return the digests of ``chunks`` zero chunks, the last one ``last`` bytes long."""
-    return zero_digest(CHUNK_SIZE) * (chunks - 1) + zero_digest(last)
-
-
-def zero_segment(size: int, number: int) -> bytes:
-    """Return the chunk digests of digest segment ``number`` of a zero disk of ``size`` bytes.
-
-    Raises:
-        ValueError: Such a disk has no such segment.
-    """
-    length = min(size - number * SEGMENT_SIZE, SEGMENT_SIZE)
-    if number < 0 or length <= 0:
-        raise ValueError(f"a disk of {size} bytes has no digest segment {number}")
-    chunks = -(-length // CHUNK_SIZE)
-    return _zero_digests(chunks, length - (chunks - 1) * CHUNK_SIZE)
 
 
 class Journal:
@@ -307,60 +294,125 @@ class Journal:
         )
         return next(found, None)
 
-    def save_segment(self, uuid: bytes, number: int, digests: bytes) -> None:
-        """Record the chunk digests of one digest segment; see ``save_segments``."""
-        self.save_segments(uuid, ((number, digests),))
-
-    def save_segments(self, uuid: bytes, segments: Iterable[tuple[int, bytes]]) -> None:
-        """Record the chunk digests of several digest segments, all or none.
+    def hold(self, uuid: bytes, runs: Iterable[tuple[int, int, bytes | None]]) -> None:
+        """Record that chunks are on stable storage, all of them or none.
 
         Args:
             uuid: Of an image on record.
-            segments: Number, and 32 bytes for each chunk of that segment.
+            runs: First chunk, how many, and their digests in order, 32 bytes
+                each; None in the place of digests stands for zeros.
 
         Raises:
             JournalError: No such image.
-            ValueError: The image has no such segment, or it has another number of chunks.
+            ValueError: Not chunks of that image, or not so many digests.
         """
         with self._transaction() as database:
             image, size = self._require(uuid)
-            for number, digests in segments:
-                zeros = zero_segment(size, number)
-                if len(digests) != len(zeros):
-                    raise ValueError(
-                        f"digest segment {number}: {len(digests)} bytes, expected {len(zeros)}"
-                    )
+            rows: dict[int, SegmentRecord] = {}
+            for first, count, digests in runs:
+                if digests is not None and len(digests) != count * DIGEST_SIZE:
+                    raise ValueError(f"{len(digests)} bytes of digests for {count} chunks")
+                for number, place, length in by_segment(first, count):
+                    row = rows.get(number) or self._segment_record(image, size, number)
+                    at = (number * SEGMENT_CHUNKS + place - first) * DIGEST_SIZE
+                    part = None if digests is None else digests[at : at + length * DIGEST_SIZE]
+                    rows[number] = row.with_chunks(place, length, part)
+            for row in rows.values():
                 database.execute(
-                    "INSERT INTO segment (image, number, digests) VALUES (?, ?, ?) "
-                    "ON CONFLICT (image, number) DO UPDATE SET digests = excluded.digests",
-                    (image, number, b"" if digests == zeros else digests),
+                    "INSERT INTO segment (image, number, digests, known) VALUES (?, ?, ?, ?) "
+                    "ON CONFLICT (image, number) DO UPDATE "
+                    "SET digests = excluded.digests, known = excluded.known",
+                    (image, row.number, *row.columns()),
                 )
 
+    def let_go(self, uuid: bytes, first: int, count: int) -> None:
+        """Record that what chunks hold is unknown from now on: they are about to be written.
+
+        Raises:
+            JournalError: No such image.
+            ValueError: Not chunks of that image.
+        """
+        with self._transaction() as database:
+            image, size = self._require(uuid)
+            for number, place, length in by_segment(first, count):
+                row = self._segment_record(image, size, number).without_chunks(place, length)
+                database.execute(
+                    "UPDATE segment SET digests = ?, known = ? WHERE image = ? AND number = ?",
+                    (*row.columns(), image, number),
+                )
+
+    def held_segments(self, uuid: bytes) -> list[int]:
+        """Return the numbers of the digest segments of which something is on record, in order."""
+        with self._guarded():
+            rows = self._connection.execute(
+                "SELECT number FROM segment JOIN image ON image.id = segment.image "
+                "WHERE image.uuid = ? ORDER BY number",
+                (uuid,),
+            ).fetchall()
+        return [row["number"] for row in rows]
+
+    def held_in(self, uuid: bytes, number: int) -> list[tuple[int, int, bytes | None]]:
+        """Return what ``hold`` was told of a digest segment, and ``let_go`` was not.
+
+        Returns:
+            Runs of chunks in order, as ``hold`` takes them.
+
+        Raises:
+            JournalError: No such image.
+            JournalDamaged: What is on record is not a segment of that image.
+        """
+        with self._guarded():
+            image, size = self._require(uuid)
+        return list(self._segment_record(image, size, number).runs())
+
+    def resumable(self, datastore: str, vm: str, disk: str) -> ImageRecord | None:
+        """Return the image last begun at a place, if it is incomplete."""
+        found = self.image_at(datastore, vm, disk)
+        return found if found is not None and found.state is ImageState.RECEIVING else None
+
     def segment(self, uuid: bytes, number: int) -> bytes | None:
-        """Return the chunk digests of one digest segment, 32 bytes each, if on record.
+        """Return the chunk digests of one digest segment, 32 bytes each, if all are on record.
 
         Raises:
             JournalDamaged: What is on record is not a segment of that image.
         """
         with self._guarded():
-            row = self._connection.execute(
-                "SELECT image.size, segment.digests FROM segment "
-                "JOIN image ON image.id = segment.image "
-                "WHERE image.uuid = ? AND segment.number = ?",
-                (uuid, number),
-            ).fetchone()
-        if row is None:
+            found = self._find(uuid)
+        if found is None:
             return None
-        size, digests = row
+        record = self._segment_record(*found, number)
+        return record.digests if record.is_whole else None
+
+    def _segment_record(self, image: int, size: int, number: int) -> SegmentRecord:
+        """Return what is on record of one digest segment.
+
+        Raises:
+            JournalDamaged: It is not a segment of that image.
+            ValueError: The image has no such segment.
+        """
+        with self._guarded():
+            row = self._connection.execute(
+                "SELECT digests, known FROM segment WHERE image = ? AND number = ?", (image, number)
+            ).fetchone()
         try:
             zeros = zero_segment(size, number)
-        except (TypeError, ValueError) as error:
+        except TypeError as error:
             raise JournalDamaged(self._about(f"digest segment {number}: {error}")) from error
-        if digests == b"":
-            return zeros
+        except ValueError as error:
+            if row is None:
+                raise
+            raise JournalDamaged(self._about(f"digest segment {number}: {error}")) from error
+        if row is None:
+            return SegmentRecord(number, zeros, zeros, 0)
+        digests = zeros if row["digests"] == b"" else row["digests"]
         if not isinstance(digests, bytes) or len(digests) != len(zeros):
             raise JournalDamaged(self._about(f"digest segment {number} has a wrong length"))
-        return digests
+        known = row["known"]
+        if known is None:
+            return SegmentRecord(number, zeros, digests, SegmentRecord.all_of(zeros))
+        if not isinstance(known, bytes) or len(known) != KNOWN_SIZE:
+            raise JournalDamaged(self._about(f"digest segment {number}: a damaged bitmap"))
+        return SegmentRecord(number, zeros, digests, int.from_bytes(known, "little"))
 
     def segments(self, uuid: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield number and chunk digests of every recorded digest segment, in order.

@@ -2,20 +2,27 @@
 
 Connections hand over what the session accepted; worker threads decode and
 write (``store``). One task a disk flushes behind the writers: what one flush
-covers is acknowledged together, and only then. When the pass is complete the
-same task proves the image and publishes it.
+covers is put on record together, then acknowledged, and only then. When the
+pass is complete the same task proves the image and publishes it.
+
+What is on record is durable, and the other way round is kept up: before a chunk
+that is on record is written again, the record forgets it (``Holdings.let_go``).
 """
 
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
 
-from flatship_protocol.constants import CHUNK_SIZE, MAX_DISK_SIZE, MAX_RANGES
+from flatship_protocol.constants import (
+    CHUNK_SIZE,
+    MAX_DISK_SIZE,
+    MAX_RANGES,
+)
 from flatship_protocol.digest import Manifest
 from flatship_protocol.errors import (
     CodecError,
@@ -43,13 +50,13 @@ from flatship_receiver import vmdk
 from flatship_receiver.completion import Completion
 from flatship_receiver.datastores.base import Image, ImageRequest
 from flatship_receiver.facilities import Facilities, Store
-from flatship_receiver.journal import ImageRecord, ImageState, Journal
+from flatship_receiver.holdings import Holdings, are_on_medium
+from flatship_receiver.journal import ImageRecord, ImageState, Journal, JournalError
 from flatship_receiver.proof import RunningProof
 from flatship_receiver.store import store
 
 FLUSH_BYTES: Final = 64 << 20  # written and not flushed; more starts a flush at once
 FLUSH_DELAY: Final = 0.5  # seconds that a written chunk waits for company
-SEGMENTS_HELD: Final = 64  # folded digest segments held in memory before they are journalled
 ZERO_SLICE: Final = 1 << 30  # bytes zeroed in one call of a worker
 
 # A sender that goes through its disk in order leaves some hundred digest segments open: those of
@@ -89,6 +96,7 @@ class DiskIntake:
         session: The session's account.
         send: Sends a message to the sender on whichever connection is left.
         facilities: Shared by all disks.
+        resumes: The sender knows HELD: what was not finished is kept, and gone on with.
     """
 
     def __init__(
@@ -99,6 +107,8 @@ class DiskIntake:
         session: ReceiverSession,
         send: Callable[[Message], Awaitable[None]],
         facilities: Facilities,
+        *,
+        resumes: bool,
     ) -> None:
         self.opening = opening
         self.uuid = vmdk.make_uuid(secrets.token_bytes(16))
@@ -107,14 +117,15 @@ class DiskIntake:
         self._session = session
         self._send = send
         self._shared = facilities
+        self._resumes = resumes
         self._layout = vmdk.Layout(
             opening.format, opening.provisioning, opening.adapter, opening.hardware_version
         )
         self._image: Image | None = None
         self._failure: TransferError | None = None
         size = min(opening.size, MAX_DISK_SIZE)  # what is larger is refused before it matters
-        self._manifest = Manifest(size, self._segment_folded)
-        self._segments: list[tuple[int, bytes]] = []
+        self._manifest = Manifest(size)
+        self._held = Holdings(facilities.journal, self.uuid, size)
         self._written: list[Written] = []
         self._unflushed = 0
         self._storing = 0
@@ -162,13 +173,14 @@ class DiskIntake:
             if self._failure is not None:
                 return
             assert self._image is not None
+            await self._held.let_go(chunk.offset, chunk.length)
             written = await self._shared.workers.run(store, self._image, chunk)
             self._store.metrics.written(written)
             self._store.metrics.skipped(chunk.length - written)
             self._store.metrics.write_seconds(time.monotonic() - started)
             self._store.reservations.used(self.uuid, written)
             self._note(Written(chunk.offset, chunk.length, chunk.digest))
-        except DatastoreError as error:
+        except (DatastoreError, JournalError) as error:
             self.fail(error)
         except DigestMismatch as error:
             self._shared.metrics.record_rejected("digest_mismatch")
@@ -184,6 +196,7 @@ class DiskIntake:
         """Make a run of zeros that the session accepted."""
         self._storing += 1
         try:
+            await self._held.let_go(message.offset, message.length)
             end = message.offset + message.length
             for start in range(message.offset, end, ZERO_SLICE):
                 if self._failure is not None:
@@ -193,7 +206,7 @@ class DiskIntake:
                 await self._shared.workers.run(self._image.zero, start, length)
                 self._store.metrics.skipped(length)
             self._note(Written(message.offset, message.length, None))
-        except DatastoreError as error:
+        except (DatastoreError, JournalError) as error:
             self.fail(error)
         finally:
             self._stored_one()
@@ -245,32 +258,83 @@ class DiskIntake:
         check_name(opening.name)
         capacity = vmdk.round_capacity(opening.size)
         vmdk.check_capacity(capacity, self._layout)
-        request = ImageRequest(
-            opening.vm, opening.name, capacity, self._layout, replace=opening.replace
-        )
-        datastore = self._store.datastore
         thin = opening.provisioning is Provisioning.THIN
-        needed = opening.reserve if thin else capacity
-        await shared.slow_workers.run(datastore.check, request)
-        space = await shared.slow_workers.run(datastore.space)
-        self._store.reservations.take(self.uuid, needed, space.free)
-        if not opening.dry_run:
+        resumed = not opening.dry_run and await self._resume(capacity)
+        if not resumed:
+            request = self._request(self.uuid, capacity)
+            await shared.slow_workers.run(self._store.datastore.check, request)
+        space = await shared.slow_workers.run(self._store.datastore.space)
+        needed = opening.reserve if thin else 0 if resumed else capacity
+        self._store.reservations.take(
+            self.uuid, max(0, needed - self._held.ranges.total), space.free
+        )
+        if not opening.dry_run and not resumed:
             await self._create(request, capacity)
             if not thin:
                 self._store.reservations.release(self.uuid)
+        if not opening.dry_run:
+            self._begin()
         free = self._store.reservations.available(
-            (await shared.slow_workers.run(datastore.space)).free
+            (await shared.slow_workers.run(self._store.datastore.space)).free
         )
         if self._session.opened(opening.disk):
             await self._send(
                 DiskOpened(opening.disk, opening.pass_number, self.uuid, capacity, free)
             )
+            if self._resumes and not opening.dry_run:
+                await self._say_held()
         if opening.dry_run:
             self._session.close(opening.disk)
 
-    async def _create(self, request: ImageRequest, capacity: int) -> None:
+    def _request(self, uuid: bytes, capacity: int) -> ImageRequest:
+        opening = self.opening
+        return ImageRequest(
+            opening.vm, opening.name, capacity, self._layout, replace=opening.replace, uuid=uuid
+        )
+
+    async def _resume(self, capacity: int) -> bool:
+        """Go on with the incomplete image of this very disk, if it is to be trusted."""
         opening, shared = self.opening, self._shared
-        record = ImageRecord(
+        record = await shared.journal.run(
+            Journal.resumable, self._store.datastore.name, opening.vm, opening.name
+        )
+        if record is None:
+            return False
+        same = replace(self._new_record(capacity), uuid=record.uuid, created=record.created)
+        if self._resumes and same == record:
+            image = await shared.slow_workers.run(
+                self._store.datastore.resume, self._request(record.uuid, capacity)
+            )
+            if image is not None:
+                self._image = image
+                held = Holdings(shared.journal, record.uuid, opening.size)
+                sample = await held.sample()
+                if await shared.slow_workers.run(are_on_medium, image, sample):
+                    await held.load()
+                    self.uuid, self._on_record, self._held = record.uuid, True, held
+                    for offset, length in held.ranges:
+                        self._session.holds(opening.disk, offset, length)
+                    self._log.info("disk resumed", held=held.ranges.total)
+                    return True
+                self._log.warning("the datastore lost what is on record; the disk starts over")
+                await shared.slow_workers.run(image.abort)
+                self._image = None
+        self._log.info("an incomplete image is replaced", image=record.uuid.hex())
+        await shared.journal.run(
+            Journal.set_state, record.uuid, ImageState.DISCARDED, when=time.time()
+        )
+        return False
+
+    async def _say_held(self) -> None:
+        """Tell the sender what need not come again, and count on no more than that."""
+        opening = self.opening
+        async for message in self._held.messages(opening.disk, opening.pass_number):
+            await self._send(message)
+
+    def _new_record(self, capacity: int) -> ImageRecord:
+        opening, layout = self.opening, self._layout
+        words = (layout.format, layout.provisioning, layout.adapter, layout.hardware_version)
+        return ImageRecord(
             uuid=self.uuid,
             peer=self._peer,
             datastore=self._store.datastore.name,
@@ -280,17 +344,25 @@ class DiskIntake:
             capacity=capacity,
             source_id=opening.source_id,
             created=time.time(),
+            layout=" ".join(str(int(word)) for word in words),
         )
+
+    async def _create(self, request: ImageRequest, capacity: int) -> None:
+        opening, shared = self.opening, self._shared
+        record = self._new_record(capacity)
         image = await shared.slow_workers.run(self._store.datastore.create, request)
         self._image = image
         await shared.journal.run(Journal.begin_image, record)
         self._on_record = True
         if capacity > opening.size:  # only eager disks have something to write for that
             await shared.slow_workers.run(image.zero, opening.size, capacity - opening.size)
-        if shared.prove:
-            self._proof = RunningProof(image, shared.slow_workers, self._proof_failed)
-        shared.metrics.disk_state(opening.vm, opening.name, "receiving")
         self._log.info("disk opened", size=opening.size, datastore=record.datastore)
+
+    def _begin(self) -> None:
+        assert self._image is not None
+        if self._shared.prove:
+            self._proof = RunningProof(self._image, self._shared.slow_workers, self._proof_failed)
+        self._shared.metrics.disk_state(self.opening.vm, self.opening.name, "receiving")
 
     async def _receive(self) -> None:
         """Flush and acknowledge behind the writers until the pass is complete."""
@@ -303,6 +375,7 @@ class DiskIntake:
                 break
             else:
                 await self._wait_for_change()
+        await self._held.adopt(self._manifest, self.account.held)
         self._check_end()
 
     def _check_going_on(self) -> None:
@@ -336,8 +409,9 @@ class DiskIntake:
         finally:
             self._shared.metrics.inflight(-flushed)
         self._store.metrics.fsync_seconds(time.monotonic() - started)
-        stored = ExtentSet()
         batch.sort(key=lambda item: item.offset)  # so that neighbours are re-read together
+        await self._shared.journal.run(Journal.hold, self.uuid, list(_runs(batch)))
+        stored = ExtentSet()
         for item in batch:
             index = item.offset // CHUNK_SIZE
             if item.again:
@@ -352,8 +426,6 @@ class DiskIntake:
                     self._proof.add(item.offset, item.length, item.digest)
             stored.add(item.offset, item.length)
             self._check_order()
-        if len(self._segments) >= SEGMENTS_HELD:
-            await self._save_segments()
         await self._say_stored(list(stored))
 
     def _check_order(self) -> None:
@@ -371,13 +443,6 @@ class DiskIntake:
             part = tuple(ranges[first : first + MAX_RANGES])
             await self._send(Stored(self.opening.disk, self.opening.pass_number, part))
 
-    def _segment_folded(self, number: int, digests: bytes) -> None:
-        self._segments.append((number, digests))
-
-    async def _save_segments(self) -> None:
-        segments, self._segments = self._segments, []
-        await self._shared.journal.run(Journal.save_segments, self.uuid, segments)
-
     def _check_end(self) -> None:
         end = self.account.end
         assert end is not None
@@ -392,7 +457,6 @@ class DiskIntake:
 
     async def _finish(self) -> None:
         """Prove what stands on the datastore, then let it be seen."""
-        await self._save_segments()
         opening, shared = self.opening, self._shared
         assert self._image is not None
         completion = Completion(
@@ -438,8 +502,12 @@ class DiskIntake:
             numbers = (error.offset, 0)
         await self._send(DiskFailed(opening.disk, opening.pass_number, error.code, numbers))
 
+    def _is_to_be_resumed(self) -> bool:
+        """Whether the sender, the link or a signal ended it, and nothing in the data."""
+        return self._resumes and self._on_record and isinstance(self._failure, Abandoned)
+
     async def _release(self) -> None:
-        """Let go of the image: its files stay only if they are published or a live pass."""
+        """Let go of the image; its files stay if published, of a live pass, or to be resumed."""
         self._letting_go = True
         while self._storing:
             self._changed.clear()
@@ -451,13 +519,37 @@ class DiskIntake:
         image, self._image = self._image, None
         try:
             if image is not None:
-                kept = self.account.state is ReceiverState.PROVEN
+                kept = self.account.state is ReceiverState.PROVEN or self._is_to_be_resumed()
                 await self._shared.slow_workers.run(image.close if kept else image.abort)
             if self._on_record and not self._publishing and image is not None and not kept:
                 await self._record(ImageState.DISCARDED)
                 self._log.info("incomplete files removed")
+            elif self._is_to_be_resumed():
+                self._log.info("incomplete files kept, to be resumed")
         except (TransferError, OSError) as error:
             self._log.warning("could not clean up", reason=str(error))
+
+
+def _runs(batch: Iterable[Written]) -> Iterator[tuple[int, int, bytes | None]]:
+    """What was written anew, in order, as runs of chunks for ``Journal.hold``."""
+    start = count = 0
+    digests: list[bytes] = []
+    for item in batch:
+        if item.again:
+            continue
+        index = item.offset // CHUNK_SIZE
+        if item.digest is None:
+            yield index, -(-item.length // CHUNK_SIZE), None
+            continue
+        if digests and index != start + count:
+            yield start, count, b"".join(digests)
+            digests = []
+        if not digests:
+            start, count = index, 0
+        digests.append(item.digest)
+        count += 1
+    if digests:
+        yield start, count, b"".join(digests)
 
 
 class Abandoned(TransferError):

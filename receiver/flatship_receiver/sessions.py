@@ -61,6 +61,7 @@ from flatship_receiver.store import SUPPORTED_SEGMENTS
 from flatship_service.errors import OperatorError
 
 CREDIT: Final = 256 << 20  # bytes of chunks a session may have unacknowledged
+CAPABILITIES: Final = Capability.RESUME
 SOFTWARE: Final = "flatship-receiver"
 TAKEOVER_TIMEOUT: Final = 8.0  # seconds an older incarnation gets to let go of its disks
 DRAIN_TIMEOUT: Final = 1.0  # seconds a peer gets to read why it is refused
@@ -120,6 +121,7 @@ class Session:
         self.session_id = hello.session_id
         self.epoch = epoch
         self.ended = asyncio.Event()
+        self._capabilities = hello.capabilities & CAPABILITIES
         self._stores = stores
         self._shared = facilities
         self._account = ReceiverSession(epoch, CREDIT)
@@ -148,10 +150,10 @@ class Session:
             )
         self._connections[index] = connection
 
-    def _hello_ok(self, hello: Hello) -> bytes:
-        """The answer to a HELLO of this session, encoded."""
+    def _hello_ok(self) -> bytes:
+        """The answer to a HELLO of this session, encoded; the first settled what was agreed."""
         answer = HelloOk(
-            hello.capabilities & Capability(0),
+            self._capabilities,
             self._account.credit,
             CONNECTIONS_PER_SESSION,
             int(IDLE_TIMEOUT),
@@ -167,7 +169,7 @@ class Session:
         if self._upkeep is None:
             self._upkeep = asyncio.create_task(self._maintain())
         try:
-            await connection.send(self._hello_ok(hello))
+            await connection.send(self._hello_ok())
             await self._converse(connection)
         except ConnectionLost as error:
             self._log.info("connection ended", connection=index, reason=str(error))
@@ -321,7 +323,15 @@ class Session:
             numbers = (opening.size, peer.max_bytes or 0)
             await self.send(DiskFailed(opening.disk, opening.pass_number, code, numbers))
             return
-        disk = DiskIntake(opening, peer.public, store, self._account, self.send, self._shared)
+        disk = DiskIntake(
+            opening,
+            peer.public,
+            store,
+            self._account,
+            self.send,
+            self._shared,
+            resumes=Capability.RESUME in self._capabilities,
+        )
         self._disks[opening.disk] = disk
         task = asyncio.create_task(disk.run())
         self._running.add(task)

@@ -49,6 +49,7 @@ _COLUMNS: Final = (_NAME, _BAR, _PERCENT, _RATE, _RATIO, _SKIPPED, _ETA, _STATE)
 _EXPENDABLE: Final = (_SKIPPED, _RATIO, _BAR, _RATE)  # in this order on narrow terminals
 _MAX_NAME: Final = 40  # cells
 _OTHER_LINES: Final = 5  # heading, stall, more, total, and where the cursor stands
+_MORE_WAITING: Final = 1  # line in addition, while there is no session
 
 
 class LiveBars:
@@ -85,7 +86,8 @@ class LiveBars:
         self._meters.look(progress, now)
         stalled = figures.stall(progress.stalled_since, now)
         size = self._console.size
-        shown = visible(progress.disks, max(1, size.height - _OTHER_LINES))
+        others = _OTHER_LINES + (_MORE_WAITING if progress.waiting is not None else 0)
+        shown = visible(progress.disks, max(1, size.height - others))
         lines: list[RenderableType] = [self._table(progress, shown, size.width)]
         for index in shown:
             if (reason := figures.failure(progress.disks[index])) is not None:
@@ -97,6 +99,12 @@ class LiveBars:
         lines.append(Text(self._total(progress), no_wrap=True, overflow="ellipsis"))
         if stalled is not None:
             lines.append(_line(stalled, "bold yellow"))
+        if (waiting := progress.waiting) is not None:
+            # On lines of their own, so that a long reason never hides the times.
+            times = figures.waiting_times(waiting, now)
+            receiver = printable(progress.receiver)
+            lines.append(_line(f"waiting for receiver {receiver}: {times}", "bold yellow"))
+            lines.append(_line(figures.waiting_reasons(waiting), "yellow"))
         return Group(*lines)
 
     def _table(self, progress: TransferProgress, shown: list[int], width: int) -> Table:

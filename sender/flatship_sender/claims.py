@@ -1,4 +1,4 @@
-"""One run at a time sends a VM to a receiver, and each run is a new epoch of one session.
+"""One run at a time sends a VM to a receiver, and each session of it is a new epoch.
 
 The file outlives the run: whoever comes next under the same name takes over
 what an earlier run may have left open at the receiver.
@@ -17,6 +17,7 @@ import msgspec
 
 from flatship_protocol.errors import TransferError
 from flatship_sender.client import SessionName
+from flatship_sender.refusals import TRY_AGAIN
 from flatship_service import files
 from flatship_service.errors import ConfigError
 
@@ -32,14 +33,64 @@ class AlreadySending(TransferError):
     exit_code = 11
 
 
-class _Claim(msgspec.Struct, forbid_unknown_fields=True):
+class EpochNotNoted(TransferError):
+    """The next session cannot be made durable, and so it cannot begin; make room.
+
+    Args:
+        path: The file that should have remembered it.
+        error: What the system said.
+    """
+
+    exit_code = TRY_AGAIN
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(
+            f"{path} cannot be written: {error.strerror or error};"
+            " see to it that it can, and run the same command again"
+        )
+
+
+class _Noted(msgspec.Struct, forbid_unknown_fields=True):
     session_id: Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{{2 * SESSION_ID_SIZE}}}$")]
     epoch: Annotated[int, msgspec.Meta(ge=1)]
 
 
+class Claim:
+    """The right to send a machine to a receiver, while ``claim`` holds it.
+
+    Args:
+        path: The file that remembers the session and its last epoch.
+
+    Raises:
+        ConfigError: That file is damaged.
+        EpochNotNoted: It cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._noted = _last(path)
+        self.current = self.renew()
+        """The incarnation that is durable, and may be used."""
+
+    def renew(self) -> SessionName:
+        """Make the next incarnation of the session durable, then return it.
+
+        Raises:
+            EpochNotNoted: It could not be; ``current`` is what it was.
+        """
+        following = _Noted(self._noted.session_id, self._noted.epoch + 1)
+        try:
+            files.replace(self._path, msgspec.json.encode(following))
+        except OSError as error:
+            raise EpochNotNoted(self._path, error) from error
+        self._noted = following
+        self.current = SessionName(bytes.fromhex(following.session_id), following.epoch)
+        return self.current
+
+
 @contextmanager
-def claim(state: Path, receiver: str, vm: str) -> Iterator[SessionName]:
-    """Hold the right to send ``vm`` to ``receiver``; the epoch is durable before it is used.
+def claim(state: Path, receiver: str, vm: str) -> Iterator[Claim]:
+    """Hold the right to send ``vm`` to ``receiver``; an epoch is durable before it is used.
 
     Args:
         state: The sender's state folder.
@@ -49,6 +100,7 @@ def claim(state: Path, receiver: str, vm: str) -> Iterator[SessionName]:
     Raises:
         AlreadySending: Somebody else holds it.
         ConfigError: The file that remembers it is damaged.
+        EpochNotNoted: The file cannot be written.
     """
     folder = state / FOLDER
     files.make_private_folder(folder)
@@ -61,18 +113,15 @@ def claim(state: Path, receiver: str, vm: str) -> Iterator[SessionName]:
             raise AlreadySending(
                 f"another flatship-sender is sending {vm} to {receiver}; wait for it or stop it"
             ) from None
-        following = _next(path)
-        files.replace(path, msgspec.json.encode(following))
-        yield SessionName(bytes.fromhex(following.session_id), following.epoch)
+        yield Claim(path)
     finally:
         os.close(descriptor)
 
 
-def _next(path: Path) -> _Claim:
+def _last(path: Path) -> _Noted:
     try:
-        last = msgspec.json.decode(path.read_bytes(), type=_Claim)
+        return msgspec.json.decode(path.read_bytes(), type=_Noted)
     except FileNotFoundError:
-        return _Claim(secrets.token_hex(SESSION_ID_SIZE), 1)
+        return _Noted(secrets.token_hex(SESSION_ID_SIZE), 0)
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(f"{path} is not readable: {error}; remove it") from error
-    return _Claim(last.session_id, last.epoch + 1)

@@ -1,6 +1,7 @@
 """The commands of flatship-sender."""
 
 import asyncio
+import shlex
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -18,11 +19,12 @@ from flatship_sender.daemon import DEFAULT_CONNECTIONS, Order, SendOptions, Targ
 from flatship_sender.daemon import send as send_disks
 from flatship_sender.display import choose_display
 from flatship_sender.inspect import InspectionReport, describe, inspect
+from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.receivers import Receivers, default_name
 from flatship_sender.results import from_progress, render_table, to_json
 from flatship_sender.sources.raw import open_source
 from flatship_service import __version__
-from flatship_service.cli import Parsed, run, state_option, tell
+from flatship_service.cli import DURATION, INTERRUPTED, Parsed, run, state_option, tell
 from flatship_service.keys import format_key, load_or_create_identity
 from flatship_service.paths import state_folder
 from flatship_service.units import parse_rate
@@ -174,6 +176,12 @@ def inspect_(sources: tuple[str, ...], exact: bool, as_json: bool) -> None:
     show_default=True,
     help=f"auto follows the link; or a zstd level, {MIN_LEVEL} to {MAX_LEVEL}.",
 )
+@click.option(
+    "--patience",
+    type=DURATION,
+    default=DEFAULT_PATIENCE,
+    help="How long to wait for a receiver that was lost; 0 for not at all.  [default: 1d]",
+)
 @click.option("--http", type=ADDRESS, help="Serve metrics here while it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
@@ -193,6 +201,7 @@ def send(
     limit: int | None,
     connections: int,
     compression: Policy,
+    patience: float,
     http: Endpoint | None,
     as_json: bool,
     quiet: bool,
@@ -214,7 +223,8 @@ def send(
             int(hardware_version),
             replace,
         ),
-        SendOptions(connections, compression, limit, live, dry_run, http),
+        SendOptions(connections, compression, limit, live, dry_run, http, patience=patience),
+        _command_line(),
     )
     display = choose_display(sys.stderr, json=as_json, quiet=quiet)
     outcome = send_disks(order, display, __version__)
@@ -224,7 +234,15 @@ def send(
         raise outcome.failure
     if outcome.exit_code == 0 and (dry_run or live):
         tell(DRY_RUN_NOTE if dry_run else LIVE_NOTE)
+    if outcome.exit_code == INTERRUPTED:
+        tell(f"to go on where it stopped, run: {order.command}")
     return outcome.exit_code
+
+
+def _command_line() -> str:
+    """This process's command line, for a shell."""
+    as_module = Path(sys.argv[0]).name == "__main__.py"
+    return shlex.join(sys.orig_argv if as_module else sys.argv)
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ from flatship_protocol.messages import (
 from flatship_sender.receivers import Receiver
 from flatship_sender.refusals import NotAuthorised, RefusedByReceiver
 
+CAPABILITIES: Final = Capability.RESUME
 SOFTWARE: Final = "flatship-sender"
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 GOODBYE_TIMEOUT: Final = 2.0  # seconds
@@ -116,7 +117,7 @@ async def connect(
         stream, keys, max_receive=MAX_CIPHERTEXT_TO_SENDER, max_send=MAX_CIPHERTEXT
     )
     try:
-        hello = Hello(session.session_id, index, Capability(0), SOFTWARE)
+        hello = Hello(session.session_id, index, CAPABILITIES, SOFTWARE)
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 await connection.send(encode(hello, session.epoch))
@@ -135,7 +136,7 @@ async def connect(
 
 
 def _check_hello_ok(answer: HelloOk) -> None:
-    if answer.capabilities or answer.credit < CHUNK_SIZE or not answer.connections:
+    if answer.capabilities & ~CAPABILITIES or answer.credit < CHUNK_SIZE or not answer.connections:
         raise UnexpectedMessage(
             f"HELLO_OK with capabilities {int(answer.capabilities)}, credit {answer.credit},"
             f" connections {answer.connections}"
@@ -156,6 +157,7 @@ class Client:
         lifetime: When connections are replaced.
         pace: Bytes per second over all connections; None for no limit.
         dial: Makes the streams.
+        on_open: Called when the first connection stands.
     """
 
     def __init__(
@@ -168,6 +170,7 @@ class Client:
         lifetime: Lifetime | None = None,
         pace: int | None = None,
         dial: Dial | None = None,
+        on_open: Callable[[], None] | None = None,
     ) -> None:
         self._receiver = receiver
         self._credentials = credentials
@@ -176,6 +179,7 @@ class Client:
         self._lifetime = lifetime or Lifetime()
         self._pace = pace
         self._dial = dial
+        self._on_open = on_open
         self._idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
         self._born: dict[Connection, float] = {}
         self._retired: set[Connection] = set()
@@ -204,6 +208,8 @@ class Client:
         self._tasks = tasks
         hello = await self._add()
         self._ping_after = min(KEEPALIVE_INTERVAL, hello.idle_timeout / 3)
+        if self._on_open is not None:
+            self._on_open()
         return hello
 
     async def widen(self, connections: int) -> None:

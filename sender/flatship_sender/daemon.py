@@ -3,7 +3,7 @@
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +16,12 @@ from flatship_protocol.handshake import pair_psk, standing_psk
 from flatship_protocol.invitation import Invitation
 from flatship_protocol.messages import Adapter, DiskFormat, Goodbye, OpenDisk, Provisioning, encode
 from flatship_protocol.names import check_name
-from flatship_sender.claims import SESSION_ID_SIZE, claim
+from flatship_sender.claims import SESSION_ID_SIZE, Claim, claim
 from flatship_sender.client import Client, Credentials, Lifetime, SessionName, connect
 from flatship_sender.compression import CompressionController, Policy
 from flatship_sender.display import Display, following
+from flatship_sender.incarnations import Incarnations
+from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.pipeline import FIRST_PASS, Job, Transfer, Unobserved
 from flatship_sender.progress import DiskProgress, TransferProgress
 from flatship_sender.receivers import Receiver, Receivers
@@ -55,7 +57,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class SendOptions:
-    """How disks are sent. ``limit`` is in bytes per second over all connections."""
+    """How disks are sent.
+
+    ``limit`` is in bytes per second over all connections. ``patience`` is how many
+    seconds without progress a lost session is tried again; 0 for not at all.
+    """
 
     connections: int
     compression: Policy
@@ -64,6 +70,7 @@ class SendOptions:
     dry_run: bool
     http: Endpoint | None
     lifetime: Lifetime = field(default_factory=Lifetime)
+    patience: float = DEFAULT_PATIENCE
 
 
 def disk_names(vm: str, count: int) -> list[str]:
@@ -78,7 +85,10 @@ def worthwhile(connections: int, limit: int | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One command's work: which disks go where, how, and as whom."""
+    """One command's work: which disks go where, how, and as whom.
+
+    ``command`` is the command line for a shell, told to whoever has to repeat it.
+    """
 
     paths: tuple[str, ...]
     receiver: Receiver
@@ -86,6 +96,7 @@ class Order:
     state: Path
     target: Target
     options: SendOptions
+    command: str = "the same command"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +122,7 @@ def send(order: Order, display: Display, version: str) -> Outcome:
         NameRefused: VM or datastore cannot be called that; nothing was opened.
         SourceError: A source cannot be sent; nothing was started.
         AlreadySending: Another run is at it.
+        EpochNotNoted: The state folder cannot be written.
         ConfigError: Metrics cannot be served where asked.
     """
     import uvloop  # noqa: PLC0415  # only those who send wait for it
@@ -118,10 +130,10 @@ def send(order: Order, display: Display, version: str) -> Outcome:
     _check_names(order)
     with ExitStack() as cleanup:
         sources = [_open(path, order, cleanup) for path in _distinct(order.paths)]
-        session = cleanup.enter_context(claim(order.state, order.receiver.name, order.target.vm))
+        held = cleanup.enter_context(claim(order.state, order.receiver.name, order.target.vm))
         workers = Workers(max(2, os.cpu_count() or 1), "flatship-worker")
         cleanup.callback(workers.close)
-        return uvloop.run(_send(order, sources, session, workers, display, version))
+        return uvloop.run(_send(order, sources, held, workers, display, version))
 
 
 async def pair(
@@ -148,7 +160,7 @@ async def pair(
 async def _send(
     order: Order,
     sources: Sequence[BlockSource],
-    session: SessionName,
+    held: Claim,
     workers: Workers,
     display: Display,
     version: str,
@@ -160,37 +172,56 @@ async def _send(
     )
     metrics = None if options.http is None else _metrics(progress, version)
     controller = CompressionController(options.compression, workers.count)
-    transfer = Transfer(jobs, progress, controller, metrics or Unobserved(), workers, session.epoch)
-    client = Client(
-        order.receiver,
-        Credentials(order.identity.private, order.receiver.psk),
-        session,
-        transfer.dispatch,
-        lifetime=options.lifetime,
-        pace=options.limit,
+
+    def begin(
+        jobs: Sequence[Job], session: SessionName, on_open: Callable[[], None]
+    ) -> tuple[Transfer, Client]:
+        observer = metrics or Unobserved()
+        transfer = Transfer(jobs, progress, controller, observer, workers, session.epoch)
+        client = Client(
+            order.receiver,
+            Credentials(order.identity.private, order.receiver.psk),
+            session,
+            transfer.dispatch,
+            lifetime=options.lifetime,
+            pace=options.limit,
+            on_open=on_open,
+        )
+        return transfer, client
+
+    incarnations = Incarnations(
+        jobs,
+        progress,
+        held,
+        begin,
+        connections=worthwhile(options.connections, options.limit),
+        patience=options.patience,
+        command=order.command,
     )
     async with AsyncExitStack() as cleanup:
         if options.http is not None and metrics is not None:
-            await cleanup.enter_async_context(_metrics_served(metrics, options.http))
+            await cleanup.enter_async_context(_metrics_served(metrics, progress, options.http))
         stop = cleanup.enter_context(stop_on_signal(asyncio.get_running_loop()))
         await cleanup.enter_async_context(following(display, progress))
-        connections = worthwhile(options.connections, options.limit)
-        running = asyncio.create_task(transfer.run(client, connections))
-        failure = await _finish(running, transfer, stop)
-    if client.shortfall is not None:
-        tell(f"warning: fewer connections than asked for: {client.shortfall}")
+        running = asyncio.create_task(incarnations.run())
+        failure = await _finish(running, incarnations, stop)
+    if incarnations.shortfall is not None:
+        tell(f"warning: fewer connections than asked for: {incarnations.shortfall}")
     return Outcome(progress, failure)
 
 
 async def _finish(
-    running: asyncio.Task[None], transfer: Transfer, stop: asyncio.Event
+    running: asyncio.Task[None], incarnations: Incarnations, stop: asyncio.Event
 ) -> TransferError | None:
-    """Wait for the transfer; when asked to stop, let it say goodbye, but not for long."""
+    """Wait for the transfer; when asked to stop, let it say goodbye, but not for long.
+
+    While there is no session nobody is there to hear it, and it ends at once.
+    """
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
-        transfer.stop()
-        await asyncio.wait({running}, timeout=STOP_TIMEOUT)
+        if incarnations.stop():
+            await asyncio.wait({running}, timeout=STOP_TIMEOUT)
         running.cancel()
     stopping.cancel()
     try:
@@ -211,8 +242,12 @@ def _metrics(progress: TransferProgress, version: str) -> "SenderMetrics":
 
 
 @asynccontextmanager
-async def _metrics_served(metrics: "SenderMetrics", address: Endpoint) -> AsyncIterator[None]:
-    endpoint = HttpEndpoint(render=lambda: metrics.render()[0], health=lambda: (True, "sending"))
+async def _metrics_served(
+    metrics: "SenderMetrics", progress: TransferProgress, address: Endpoint
+) -> AsyncIterator[None]:
+    endpoint = HttpEndpoint(
+        render=lambda: metrics.render()[0], health=lambda: (True, _health(progress))
+    )
     try:
         host, port = await endpoint.start(address.host, address.port)
     except OSError as error:
@@ -225,6 +260,10 @@ async def _metrics_served(metrics: "SenderMetrics", address: Endpoint) -> AsyncI
         yield
     finally:
         await endpoint.stop()
+
+
+def _health(progress: TransferProgress) -> str:
+    return "sending" if progress.waiting is None else "waiting for the receiver"
 
 
 def _check_names(order: Order) -> None:

@@ -122,6 +122,8 @@ class Silent:
 class LogLines:
     """A line for each disk at every change of state, and every 30 s while it is at work.
 
+    Also one when nothing moves, or the receiver is waited for, and every 30 s of that.
+
     Args:
         stream: Where the lines go.
         wall: Seconds since 1970, for the time at the start of a line.
@@ -135,11 +137,14 @@ class LogLines:
         self._meters = figures.TransferMeters()
         self._said: dict[int, tuple[TransferState, float]] = {}  # by index: state, when
         self._stall_said: float | None = None  # when
+        self._wait_said: tuple[str, float] | None = None  # the reasons, when
+        self._reconnections = 0
 
     def show(self, progress: TransferProgress, now: float) -> None:
         """Write the lines that are due."""
         self._meters.look(progress, now)
         self._show_stall(progress, now)
+        self._show_waiting(progress, now)
         for index, disk in enumerate(progress.disks):
             meters = self._meters.disks[index]
             state, when = self._said.get(index, (TransferState.WAITING, now))
@@ -160,6 +165,21 @@ class LogLines:
         elif self._stall_said is None or now - self._stall_said >= LOG_LINE_INTERVAL:
             self._stall_said = now
             self._write(f"{printable(progress.receiver)}: {stall}")
+
+    def _show_waiting(self, progress: TransferProgress, now: float) -> None:
+        if progress.reconnections != self._reconnections:
+            self._reconnections = progress.reconnections
+            self._write(f"{printable(progress.receiver)}: connected again")
+        waiting = progress.waiting
+        if waiting is None:
+            self._wait_said = None
+            return
+        said, reasons = self._wait_said, figures.waiting_reasons(waiting)
+        if said is None or said[0] != reasons or now - said[1] >= LOG_LINE_INTERVAL:
+            self._wait_said = (reasons, now)
+            times = figures.waiting_times(waiting, now)
+            receiver = printable(progress.receiver)
+            self._write(f"waiting for receiver {receiver}: {reasons}; {times}")
 
     def _write(self, line: str) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._wall()))

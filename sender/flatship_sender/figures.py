@@ -6,7 +6,7 @@ All of it is computed from progress objects and the time at which they were look
 from collections import deque
 from typing import Final
 
-from flatship_sender.progress import DiskProgress, TransferProgress, TransferState
+from flatship_sender.progress import DiskProgress, TransferProgress, TransferState, Waiting
 from flatship_service.printable import printable
 from flatship_service.units import format_duration
 
@@ -94,12 +94,12 @@ class TransferMeters:
 
 
 def moved(disk: DiskProgress) -> int:
-    """Bytes that took time: read and found zero, or stored at the receiver.
+    """Bytes that took time: read and found zero or held, or stored at the receiver.
 
     Holes are left out. They are skipped in an instant, and a rate that
     counts them promises an end that the data behind them will not keep.
     """
-    return disk.skipped_zero + disk.acked
+    return disk.skipped_zero + disk.held + disk.acked
 
 
 def seconds_left(remaining: int, rate: float | None) -> float | None:
@@ -149,3 +149,16 @@ def stall(stalled_since: float | None, now: float) -> str | None:
     if stalled_since is None:
         return None
     return f"no progress for {format_duration(max(0.0, now - stalled_since))}"
+
+
+def waiting_times(waiting: Waiting, now: float) -> str:
+    """When the next try is, and when the last one."""
+    left = waiting.next_try - now
+    following = f"next try in {format_duration(left)}" if left >= 0.5 else "trying now"
+    return f"{following}, giving up in {format_duration(max(0.0, waiting.gives_up - now))}"
+
+
+def waiting_reasons(waiting: Waiting) -> str:
+    """Why the session was lost, and why there is no other yet; on one line."""
+    last_try = "" if waiting.last_try is None else f"; last try: {printable(waiting.last_try)}"
+    return f"connection lost ({printable(waiting.reason)}){last_try}"

@@ -117,7 +117,7 @@ class _Totals:
     """Sums over transfers, kept when their series go."""
 
     read: int = 0
-    skipped: Counter[str] = field(default_factory=lambda: Counter(hole=0, zero=0))
+    skipped: Counter[str] = field(default_factory=lambda: Counter(hole=0, zero=0, unchanged=0))
     payload: Counter[tuple[str, str]] = field(default_factory=Counter)
     wire: Counter[str] = field(default_factory=Counter)
     stages: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(STAGES, 0)))
@@ -129,6 +129,7 @@ class _Totals:
             self.read += disk.read
             self.skipped["hole"] += disk.skipped_hole
             self.skipped["zero"] += disk.skipped_zero
+            self.skipped["unchanged"] += disk.held
             self.stages.update(disk.stage_seconds)
             for codec, count in disk.payload.items():
                 self.payload[codec, receiver] += count

@@ -27,11 +27,13 @@ from flatship_protocol.errors import (
 from flatship_protocol.extents import ExtentSet
 from flatship_protocol.messages import (
     Abandon,
+    Capability,
     Credit,
     DiskFailed,
     DiskOpened,
     DiskProven,
     EndPass,
+    Held,
     Message,
     OpenDisk,
     Proving,
@@ -41,6 +43,7 @@ from flatship_protocol.messages import (
 from flatship_protocol.session import SenderSession, SenderState
 from flatship_sender.client import Client
 from flatship_sender.compression import CompressionController
+from flatship_sender.held import HeldChunks
 from flatship_sender.plan import ReadChunk, SkipHole, plan
 from flatship_sender.prepare import Address, Prepared, prepare
 from flatship_sender.processor import ProcessorWatch
@@ -77,7 +80,7 @@ class Cancelled(TransferError):
     exit_code = 130
 
     def __init__(self) -> None:
-        super().__init__("interrupted; nothing was published, the same command starts again")
+        super().__init__("interrupted; nothing was published, the same command goes on from here")
 
 
 class RootDiffers(TransferError):
@@ -161,6 +164,7 @@ class Transfer:
         self.observer = observer
         self.workers = workers
         self.frames = FramePool(FRAMES)
+        self.resumes = False  # the receiver says what it holds
         self.lane_waits = 0  # chunks that found no connection free, in this window
         self.lane_uses = 0
         self._disks = {job.opening.disk: DiskTransfer(job, self) for job in jobs}
@@ -190,6 +194,7 @@ class Transfer:
             async with asyncio.TaskGroup() as tasks:
                 hello = await client.open(tasks)
                 self.session.credit = hello.credit
+                self.resumes = Capability.RESUME in hello.capabilities
                 await client.widen(min(connections, usable(hello.connections)))
                 self.progress.connections = client.live
                 self._acknowledged_at = time.monotonic()
@@ -225,7 +230,7 @@ class Transfer:
             self.session.credit = message.credit
             self._credit_freed.set()
             return
-        if not isinstance(message, DiskOpened | Stored | Proving | DiskProven | DiskFailed):
+        if not isinstance(message, DiskOpened | Held | Stored | Proving | DiskProven | DiskFailed):
             raise UnexpectedMessage(f"{type(message).__name__} from a receiver")
         released = self.session.receive(epoch, message)
         self._disks[message.disk].take(message)
@@ -257,7 +262,8 @@ class Transfer:
     async def _watch(self) -> None:
         """Feed the compression controller, notice stalls."""
         loop = asyncio.get_running_loop()
-        wire, sent, then = 0, 0, loop.time()
+        wire = sum(disk.wire for disk in self.progress.disks)  # of sessions before this one
+        sent, then = sum(disk.sent for disk in self.progress.disks), loop.time()
         processor = ProcessorWatch()
         while True:
             await asyncio.sleep(WINDOW)
@@ -297,6 +303,8 @@ class DiskTransfer:
         self._manifest = Manifest(job.source.size)
         self._failure: TransferError | None = None
         self._opened: asyncio.Future[DiskOpened | None] = asyncio.Future()
+        self._held = HeldChunks()
+        self._told: asyncio.Future[None] = asyncio.Future()  # all that the receiver holds
         self._proven: asyncio.Future[DiskProven | None] = asyncio.Future()
         self._works: Iterator[ReadChunk | SkipHole] = iter(())
         self._batch: deque[ReadChunk | SkipHole] = deque()
@@ -311,7 +319,7 @@ class DiskTransfer:
 
     async def run(self) -> None:
         """Send the disk and see it published; failures end in ``progress``."""
-        self.progress.started = time.monotonic()
+        self.progress.started = self.progress.started or time.monotonic()
         try:
             await self._send()
         except (*_SESSION_ERRORS, ExceptionGroup):  # a group: the pumps let nothing else pass
@@ -320,6 +328,7 @@ class DiskTransfer:
             self._fail_by(error)
             await self._abandon()
         finally:
+            self._held.close()
             self.progress.finished = time.monotonic()
 
     def fail(self, error: TransferError) -> None:
@@ -333,18 +342,22 @@ class DiskTransfer:
         self.progress.error_code = error.code
         self.progress.exit_code = error.exit_code
         self._transfer.observer.error(error)
-        for waiting in (self._opened, self._proven):
+        for waiting in (self._opened, self._told, self._proven):
             if not waiting.done():
                 waiting.set_result(None)
         self._transfer.wake()
 
-    def take(self, message: DiskOpened | Stored | Proving | DiskProven | DiskFailed) -> None:
+    def take(self, message: DiskOpened | Held | Stored | Proving | DiskProven | DiskFailed) -> None:
         """What the receiver says of this disk, after the session let it through."""
         if isinstance(message, DiskFailed):
             self.fail(RefusedByReceiver(message.code, message.numbers))
         elif isinstance(message, DiskOpened) and not self._opened.done():
             self.progress.capacity = message.capacity
             self._opened.set_result(message)
+        elif isinstance(message, Held) and not self._told.done():
+            self._held.take(message)
+            if self._held.complete:
+                self._told.set_result(None)
         elif isinstance(message, DiskProven) and not self._proven.done():
             self._proven.set_result(message)
         elif isinstance(message, Proving):
@@ -375,6 +388,9 @@ class DiskTransfer:
         if job.opening.dry_run:
             self.progress.state = TransferState.UNPUBLISHED
             return
+        if self._transfer.resumes:
+            await self._told
+            self._raise_failure()
         self.progress.state = TransferState.SENDING
         self._works = plan(job.source.extents(0, job.source.size), job.source.size)
         async with asyncio.TaskGroup() as tasks:
@@ -424,6 +440,8 @@ class DiskTransfer:
     async def _skip(self, hole: SkipHole) -> None:
         self._mark_zeros(hole.offset, hole.length)
         self.progress.skipped_hole += hole.length
+        if self._held.are_zeros(hole.offset, hole.length):
+            return
         await self._say(Zero(self.handle, FIRST_PASS, hole.offset, hole.length, hole=True))
 
     async def _carry(self, work: ReadChunk) -> None:
@@ -439,6 +457,7 @@ class DiskTransfer:
                 Address(self.handle, FIRST_PASS, transfer.session.epoch),
                 transfer.controller.next_level(),
                 frame,
+                self._held.digest(work.offset // CHUNK_SIZE),
             )
             self._account(work, prepared)
             if self._failure is not None:
@@ -446,7 +465,10 @@ class DiskTransfer:
             if prepared.chunk is None:
                 transfer.session.unreserve(self.handle, work.offset)
                 transfer.wake()
-                await self._collect_zeros(work)
+                if prepared.held is None:
+                    await self._collect_zeros(work)
+                else:
+                    self._leave_out(work, prepared.held)
             else:
                 await self._ship(prepared)
         finally:
@@ -496,10 +518,18 @@ class DiskTransfer:
             )
         progress.level = self._transfer.controller.level
 
+    def _leave_out(self, work: ReadChunk, digest: bytes) -> None:
+        """Count a chunk that was read and is what the receiver has."""
+        self._manifest.set_chunk(work.offset // CHUNK_SIZE, digest)
+        self.progress.held += work.length
+        self.progress.last_progress = time.monotonic()
+
     async def _collect_zeros(self, work: ReadChunk) -> None:
         """Hold back what was read and is zero, so that a run costs one message."""
         self.progress.skipped_zero += work.length
         self._mark_zeros(work.offset, work.length)
+        if self._held.are_zeros(work.offset, work.length):
+            return
         self._zeros.add(work.offset, work.length)
         if self._zeros.total >= ZERO_RUN_LIMIT:
             await self._send_zeros()

@@ -22,10 +22,11 @@ _thread = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A chunk ready to be sealed, or one that turned out to be zero.
+    """A chunk ready to be sealed, or one that need not be sent.
 
-    ``message`` is a view of the frame; it and ``chunk`` are None for a zero chunk. ``literal``
-    and ``payload`` are bytes before and after compression at ``level``.
+    ``message`` is a view of the frame; it and ``chunk`` are None for a chunk that is zero, or
+    that the receiver has: then ``held`` is its digest. ``literal`` and ``payload`` are bytes
+    before and after compression at ``level``.
     """
 
     chunk: Chunk | None
@@ -36,6 +37,7 @@ class Prepared:
     read_seconds: float
     digest_seconds: float
     compress_seconds: float
+    held: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,12 @@ class Address:
 
 
 def prepare(
-    source: BlockSource, work: ReadChunk, address: Address, level: int | None, frame: memoryview
+    source: BlockSource,
+    work: ReadChunk,
+    address: Address,
+    level: int | None,
+    frame: memoryview,
+    held: bytes | None = None,
 ) -> Prepared:
     """Read one chunk into ``frame`` and make the CHUNK message there.
 
@@ -58,6 +65,7 @@ def prepare(
         address: Goes into the message.
         level: zstd level, or None to send raw.
         frame: From a FramePool; its payload area is read into directly.
+        held: Digest of what the receiver has in its place, if anything.
 
     Raises:
         SourceReadError: The frame's content is undefined.
@@ -69,6 +77,9 @@ def prepare(
     if is_zero(data):
         return Prepared(None, None, level, 0, 0, read - started, time.perf_counter() - read, 0.0)
     digest = chunk_digest(data)
+    if digest == held:
+        taken = time.perf_counter() - read
+        return Prepared(None, None, level, 0, 0, read - started, taken, 0.0, held)
     segments = _segments(data)
     literal = _gather(data, segments)
     digested = time.perf_counter()

@@ -43,7 +43,11 @@ class DiskProgress:
     ``skipped_hole`` was never read, ``skipped_zero`` was read and is zero.
     ``sent`` counts the bytes of chunks sealed so far, before compression;
     ``acked`` those of them that the receiver holds durably.
+    ``held`` are bytes that the receiver held already when the session opened the disk,
+    and that were not sent again.
     ``wire`` counts whole records, headers and tags included.
+    ``resent`` is how much of ``sent`` went into sessions that were lost before it was
+    acknowledged: counted twice, unless it turned out to be held after all.
     ``capacity`` is what the receiver makes of ``size``, once it has said so.
     ``started``, ``finished`` and ``last_progress`` are clock readings (monotonic);
     0 before the event.
@@ -58,6 +62,9 @@ class DiskProgress:
     skipped_zero: int = 0
     sent: int = 0
     acked: int = 0
+    held: int = 0
+    resent: int = 0
+    acked_before: int = 0  # in sessions that were lost
     payload: Counter[str] = field(default_factory=Counter)
     wire: int = 0
     proved: int = 0
@@ -80,21 +87,53 @@ class DiskProgress:
 
     @property
     def remaining(self) -> int:
-        """Bytes of the disk that are neither skipped nor acknowledged."""
-        return max(0, self.size - self.skipped - self.acked)
+        """Bytes of the disk that are neither skipped nor held, then or now, by the receiver."""
+        return max(0, self.size - self.skipped - self.held - self.acked)
 
     @property
     def seconds(self) -> float:
         """From the start of the disk to its end; 0 while it runs."""
         return max(0.0, self.finished - self.started)
 
+    def begin_again(self) -> None:
+        """Wait for another session, after one was lost that did not finish the disk.
+
+        What was done in it stays done: bytes read, sent and on the wire, time
+        spent. What says how far the copy is starts from nothing, because the
+        next session counts all of the disk anew.
+        """
+        self.acked_before += self.acked
+        self.resent = self.sent - self.acked_before
+        self.state = TransferState.WAITING
+        self.skipped_hole = self.skipped_zero = self.acked = self.held = 0
+        self.proved = self.to_prove = 0
+        self.finished = 0.0
+        self.root = self.error = self.error_code = None
+        self.exit_code = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why there is no session, and until when.
+
+    ``reason`` is what the last one was lost by, ``last_try`` why no other took its place
+    since, if that was tried. Both times are clock readings (monotonic).
+    """
+
+    reason: str
+    last_try: str | None
+    next_try: float
+    gives_up: float
+
 
 @dataclass(slots=True)
 class TransferProgress:
     """One command's transfer: its disks, and what they share.
 
-    ``session_wire`` counts all bytes on the wire, those of handshakes and of the
-    session's own records included, as of the last time somebody added them up.
+    ``session_wire`` counts all bytes on the wire but ``earlier_overhead``, those of
+    handshakes and of the session's own records included, as of the last time somebody
+    added them up. ``reconnections`` are sessions after the first.
+    ``waiting`` is set from the loss of a session until the next one stands.
     """
 
     receiver: str
@@ -103,8 +142,22 @@ class TransferProgress:
     connections: int = 0
     session_wire: int = 0
     stalled_since: float | None = None
+    reconnections: int = 0
+    waiting: Waiting | None = None
+    earlier_overhead: int = 0  # bytes that lost sessions put on the wire beside the disks' own
 
     @property
     def wire(self) -> int:
         """All bytes on the wire; never behind the disks' own counts."""
-        return max(self.session_wire, sum(disk.wire for disk in self.disks))
+        return self.earlier_overhead + max(self.session_wire, self._disks_wire)
+
+    @property
+    def _disks_wire(self) -> int:
+        return sum(disk.wire for disk in self.disks)
+
+    def begin_again(self, waiting: Waiting) -> None:
+        """Note that a session was lost, and that there will be another one."""
+        self.earlier_overhead += max(0, self.session_wire - self._disks_wire)
+        self.session_wire = 0
+        self.stalled_since = None
+        self.waiting = waiting

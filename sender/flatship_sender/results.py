@@ -25,11 +25,17 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bytes(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the bytes went. ``sent`` is before compression, ``payload`` after it, by codec."""
+    """Where the bytes went. ``sent`` is before compression, ``payload`` after it, by codec.
+
+    ``held`` was at the receiver before the last session began. ``resent`` is that part of
+    ``sent`` which was lost with a session before it was acknowledged.
+    """
 
     read: int
     skipped: Skipped
+    held: int
     sent: int
+    resent: int
     payload: dict[str, int]
     wire: int
 
@@ -82,12 +88,16 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SendResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``send --json`` prints. Sizes in bytes, times in seconds."""
+    """What ``send --json`` prints. Sizes in bytes, times in seconds.
+
+    ``reconnections`` counts the sessions after the first.
+    """
 
     schema_version: int = SCHEMA_VERSION
     receiver: str
     vm: str
     connections: int
+    reconnections: int
     disks: list[DiskResult]
     totals: Totals
 
@@ -98,6 +108,7 @@ def from_progress(progress: TransferProgress) -> SendResult:
         receiver=_unicode(progress.receiver),
         vm=_unicode(progress.vm),
         connections=progress.connections,
+        reconnections=progress.reconnections,
         disks=[_disk(disk) for disk in progress.disks],
         totals=_totals(progress),
     )
@@ -126,6 +137,10 @@ def render_table(result: SendResult) -> str:
         for disk in result.disks
         if disk.error
     ]
+    if result.reconnections:
+        times = "once" if result.reconnections == 1 else f"{result.reconnections} times"
+        resent = format_size(result.totals.bytes.resent)
+        lines.append(f"connected again {times}; {resent} had to be sent again, or may have had to")
     return "\n".join(lines)
 
 
@@ -183,7 +198,9 @@ def _bytes(disks: Sequence[DiskProgress], wire: int) -> Bytes:
             hole=sum(disk.skipped_hole for disk in disks),
             zero=sum(disk.skipped_zero for disk in disks),
         ),
+        held=sum(disk.held for disk in disks),
         sent=sum(disk.sent for disk in disks),
+        resent=sum(disk.resent for disk in disks),
         payload=_summed(disk.payload for disk in disks),
         wire=wire,
     )

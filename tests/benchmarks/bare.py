@@ -128,11 +128,11 @@ def _data_chunks(fd: int) -> Iterator[int]:
     offset = 0
     while offset < size:
         try:
-            start = os.lseek(fd, offset, os.SEEK_DATA) // MIB * MIB
+            data = os.lseek(fd, offset, os.SEEK_DATA)
         except OSError:  # holes to the end
             return
-        end = os.lseek(fd, max(start, offset), os.SEEK_HOLE)
-        offset = max(offset, start)
+        end = os.lseek(fd, data, os.SEEK_HOLE)
+        offset = max(offset, data // MIB * MIB)
         while offset < end:
             yield offset
             offset += MIB

@@ -372,3 +372,51 @@ def test_null_datastore_takes_all_and_reads_as_zeros() -> None:
     image.abort()
     assert datastore.descriptor("web", "web01") is None
     datastore.close()
+
+
+def test_what_was_flushed_is_there_when_an_image_is_resumed(
+    datastore: Datastore, published: Published
+) -> None:
+    image = datastore.create(REQUEST)
+    image.write(MIB, memoryview(b"x" * MIB))
+    image.write(3 * MIB, memoryview(b"y" * MIB))
+    image.flush()
+    image.close()
+    again = datastore.resume(REQUEST)
+    assert again is not None
+    assert again.capacity == CAPACITY
+    assert read(again, 0, 4 * MIB) == bytes(MIB) + b"x" * MIB + bytes(MIB) + b"y" * MIB
+    again.zero(MIB, MIB)  # what an earlier process wrote must not pass for never written
+    again.write(2 * MIB, memoryview(b"z" * MIB))
+    again.flush()
+    assert read(again, MIB, 2 * MIB) == bytes(MIB) + b"z" * MIB
+    again.commit(descriptor_for(REQUEST))
+    assert published() == {"web01.vmdk"}
+
+
+def test_only_the_image_of_that_uuid_is_resumed(datastore: Datastore) -> None:
+    other = replace(REQUEST, uuid=bytes(15) + b"o")
+    assert datastore.resume(REQUEST) is None
+    datastore.create(REQUEST).close()
+    assert datastore.resume(other) is None
+    again = datastore.resume(REQUEST)
+    assert again is not None
+    with pytest.raises(DatastoreError) as busy:
+        datastore.resume(REQUEST)
+    assert busy.value.code is ErrorCode.DISK_BUSY
+    again.abort()
+    assert datastore.resume(REQUEST) is None
+
+
+def test_an_image_that_was_made_anew_is_not_the_former_one(datastore: Datastore) -> None:
+    other = replace(REQUEST, uuid=bytes(15) + b"o")
+    image = datastore.create(REQUEST)
+    image.write(0, memoryview(b"x" * MIB))
+    image.flush()
+    image.close()
+    datastore.create(other).close()
+    assert datastore.resume(REQUEST) is None
+    again = datastore.resume(other)
+    assert again is not None
+    assert read(again, 0, MIB) == bytes(MIB)
+    again.abort()

@@ -92,6 +92,8 @@ def message_seeds() -> tuple[bytes, ...]:
         messages.Proving(1, 1, 3, 4),
         messages.Abandon(1, 1, ErrorCode.CANCELLED),
         messages.DiskProven(1, 1, 4, digest, published=True),
+        messages.Held(1, 1, 7, 2, digest * 2),
+        messages.Held(1, 1, 9, 1 << 30, b"", last=True),
         messages.Goodbye(last=True),
         messages.DiskFailed(1, 1, ErrorCode.DATASTORE_FULL, (1, 2)),
         messages.Error(ErrorCode.IDLE),

@@ -319,8 +319,8 @@ class Sender:
     def send_command(
         self, *sources: Argument, vm: str, options: Sequence[Argument] = (), to: str = "esx"
     ) -> tuple[Argument, ...]:
-        """The command line of ``send``."""
-        target = ("--to", to, "--vm", vm, "--json", "--state", self.state)
+        """The command line of ``send``, which does not wait for lost receivers unless told to."""
+        target = ("--to", to, "--vm", vm, "--json", "--state", self.state, "--patience", "0")
         return (*SENDER, "send", *sources, *target, *options)
 
     def close(self) -> None:

@@ -5,6 +5,8 @@ follows from its ``Faults``, so that a seed names a run.
 """
 
 import asyncio
+import mmap
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from flatship_protocol.connection import (
     FramePool,
     Stream,
 )
-from flatship_protocol.constants import MAX_CIPHERTEXT
+from flatship_protocol.constants import MAX_CIPHERTEXT, PAGE_SIZE
 from flatship_protocol.endpoint import Endpoint
 from flatship_protocol.errors import (
     ConnectionClosed,
@@ -215,7 +217,8 @@ class FaultyDatastore:
     """A ``MemoryDatastore`` whose images log what is done to them and fail when told to.
 
     ``fail_flush`` and ``fail_write`` count down: the n-th call fails. ``rot`` is the
-    offset of a byte that reads other than it was written.
+    offset of a byte that reads other than it was written. With ``volatile`` an image
+    that is let go loses what was written and not flushed, as by a power loss.
     """
 
     def __init__(self, size: int) -> None:
@@ -225,6 +228,7 @@ class FaultyDatastore:
         self.fail_flush = 0
         self.fail_write = 0
         self.rot: int | None = None
+        self.volatile = False
         self.space = self.memory.space
         self.check = self.memory.check
         self.recover = self.memory.recover
@@ -235,6 +239,11 @@ class FaultyDatastore:
         """See ``Datastore.create``."""
         return FaultyImage(self, self.memory.create(request))
 
+    def resume(self, request: ImageRequest) -> Image | None:
+        """See ``Datastore.resume``."""
+        image = self.memory.resume(request)
+        return None if image is None else FaultyImage(self, image)
+
 
 class FaultyImage:
     """An image of a ``FaultyDatastore``."""
@@ -242,6 +251,8 @@ class FaultyImage:
     def __init__(self, store: FaultyDatastore, image: MemoryImage) -> None:
         self._store = store
         self._image = image
+        self._unflushed: list[tuple[int, bytes]] = []  # what was there before, oldest first
+        self._turn = threading.Lock()
         self.capacity = image.capacity
         self.extents = image.extents
 
@@ -250,12 +261,16 @@ class FaultyImage:
         self._store.fail_write -= 1
         if self._store.fail_write == 0:
             raise DatastoreError("the medium fails", ErrorCode.WRITE_FAILED)
-        self._image.write(offset, data)
+        with self._turn:
+            self._remember(offset, len(data))
+            self._image.write(offset, data)
         self._store.log.append(("write", offset, len(data)))
 
     def zero(self, offset: int, length: int) -> None:
         """See ``Image.zero``."""
-        self._image.zero(offset, length)
+        with self._turn:
+            self._remember(offset, length)
+            self._image.zero(offset, length)
         self._store.log.append(("zero", offset, length))
 
     def flush(self) -> None:
@@ -263,7 +278,9 @@ class FaultyImage:
         self._store.fail_flush -= 1
         if self._store.fail_flush == 0:
             raise DatastoreError("the flush failed", ErrorCode.WRITE_FAILED)
-        self._image.flush()
+        with self._turn:
+            self._image.flush()
+            self._unflushed.clear()
         self._store.log.append(("flush", 0, 0))
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
@@ -279,8 +296,18 @@ class FaultyImage:
         self._store.log.append(("commit", 0, 0))
 
     def close(self) -> None:
-        """See ``Image.close``."""
+        """See ``Image.close``; with ``volatile``, a power loss before it."""
+        while self._store.volatile and self._unflushed:
+            offset, before = self._unflushed.pop()
+            self._image.write(offset, memoryview(before))
         self._image.close()
+
+    def _remember(self, offset: int, length: int) -> None:
+        if self._store.volatile:
+            before = memoryview(mmap.mmap(-1, -(-length // PAGE_SIZE) * PAGE_SIZE))
+            start = offset // PAGE_SIZE * PAGE_SIZE
+            self._image.read_into(before, start)
+            self._unflushed.append((offset, bytes(before[offset - start :][:length])))
 
     def abort(self) -> None:
         """See ``Image.abort``."""

@@ -314,7 +314,7 @@ def test_a_flipped_bit_ends_the_session_and_publishes_nothing(tmp_path: Path, of
 
 
 @pytest.mark.parametrize("after", [8, 184, 300, 400, 70_000, MIB, 3 * MIB + 5, 6 * MIB])
-def test_a_cut_link_ends_the_transfer_and_leaves_nothing_behind(tmp_path: Path, after: int) -> None:
+def test_a_cut_link_ends_the_transfer_and_publishes_nothing(tmp_path: Path, after: int) -> None:
     store = FaultyDatastore(1 << 30)
 
     async def scenario() -> None:
@@ -324,7 +324,6 @@ def test_a_cut_link_ends_the_transfer_and_leaves_nothing_behind(tmp_path: Path, 
 
     run(scenario)
     assert not store.memory.disks
-    assert store.space().free == 1 << 30
 
 
 @pytest.mark.parametrize("after", [8, 72, 100, 200, 300])
@@ -385,7 +384,7 @@ def test_a_stopped_transfer_abandons_its_disks_in_order(tmp_path: Path) -> None:
             assert transfer.session.outstanding == 0
 
     run(scenario)
-    assert store.log[-1][0] == "abort"
+    assert "abort" not in {what for what, *_ in store.log}  # the same command goes on from here
     assert not store.memory.disks
 
 
@@ -438,7 +437,8 @@ def test_a_receiver_that_shuts_down_says_so_and_lets_go_of_its_disks(tmp_path: P
             assert refused.value.code is ErrorCode.SHUTTING_DOWN
 
     run(scenario)
-    assert store.log[-1][0] == "abort"
+    assert "abort" not in {what for what, *_ in store.log}
+    assert not store.memory.disks
 
 
 def test_an_existing_disk_is_refused_and_replaced_only_when_asked(tmp_path: Path) -> None:
@@ -646,9 +646,9 @@ def test_a_disk_of_absurd_size_is_refused_before_memory_is_taken_for_it(
     sizes: list[int] = []
 
     class Measured(Manifest):
-        def __init__(self, size: int, on_segment: Callable[[int, bytes], None]) -> None:
+        def __init__(self, size: int) -> None:
             sizes.append(size)
-            super().__init__(min(size, MAX_DISK_SIZE), on_segment)
+            super().__init__(min(size, MAX_DISK_SIZE))
 
     monkeypatch.setattr("flatship_receiver.pipeline.Manifest", Measured)
     store = FaultyDatastore(1 << 30)

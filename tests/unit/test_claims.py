@@ -5,9 +5,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from flatship_sender.claims import AlreadySending, claim
+from flatship_sender.claims import AlreadySending, EpochNotNoted, claim
 from flatship_service import files
 from flatship_service.errors import ConfigError
+
+
+def refuse(path: Path, data: bytes) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def claim_file(state: Path) -> Path:
@@ -18,8 +22,8 @@ def claim_file(state: Path) -> Path:
 def test_each_run_is_the_next_epoch_of_one_session(tmp_path: Path) -> None:
     names = []
     for _ in range(3):
-        with claim(tmp_path, "lab", "web") as name:
-            names.append(name)
+        with claim(tmp_path, "lab", "web") as held:
+            names.append(held.current)
     assert [name.epoch for name in names] == [1, 2, 3]
     assert len({name.session_id for name in names}) == 1
     assert len(names[0].session_id) == 16
@@ -33,7 +37,7 @@ def test_another_vm_or_receiver_is_another_session_at_the_same_time(tmp_path: Pa
         claim(tmp_path, "lab", "we b") as d,
         claim(tmp_path, "lab", "we%20b") as e,
     ):
-        assert len({name.session_id for name in (a, b, c, d, e)}) == 5
+        assert len({held.current.session_id for held in (a, b, c, d, e)}) == 5
 
 
 def test_the_epoch_is_durable_before_it_is_used(
@@ -47,27 +51,57 @@ def test_the_epoch_is_durable_before_it_is_used(
         written.append(msgspec.json.decode(data)["epoch"])
 
     monkeypatch.setattr(files, "replace", recording)
-    with claim(tmp_path, "lab", "web") as name:
-        assert written == [name.epoch]
-        assert msgspec.json.decode(claim_file(tmp_path).read_bytes())["epoch"] == name.epoch
+    with claim(tmp_path, "lab", "web") as held:
+        assert written == [held.current.epoch] == [1]
+        assert msgspec.json.decode(claim_file(tmp_path).read_bytes())["epoch"] == 1
+        assert held.renew().epoch == 2
+        assert written == [1, 2]
+
+
+def test_a_run_may_have_several_epochs_of_its_session_and_the_next_run_follows(
+    tmp_path: Path,
+) -> None:
+    with claim(tmp_path, "lab", "web") as held:
+        first = held.current
+        second = held.renew()
+        assert held.current == second
+        assert (second.session_id, second.epoch) == (first.session_id, 2)
+    with claim(tmp_path, "lab", "web") as held:
+        assert held.current.epoch == 3
+
+
+def test_the_claim_is_held_while_epochs_follow_one_another(tmp_path: Path) -> None:
+    with claim(tmp_path, "lab", "web") as held:
+        held.renew()
+        with pytest.raises(AlreadySending), claim(tmp_path, "lab", "web"):
+            pytest.fail("two hold it")
+
+
+def test_a_next_epoch_that_cannot_be_written_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claim(tmp_path, "lab", "web") as held:
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "replace", refuse)
+            with pytest.raises(EpochNotNoted, match=r"web\.json cannot be written: No space"):
+                held.renew()
+        assert held.current.epoch == 1
+        assert held.renew().epoch == 2
 
 
 def test_an_epoch_that_cannot_be_written_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(files, "replace", refuse)
-    with pytest.raises(OSError, match="No space"), claim(tmp_path, "lab", "web"):
+    with pytest.raises(EpochNotNoted, match="No space"), claim(tmp_path, "lab", "web"):
         pytest.fail("the epoch was used")
 
 
 def test_a_run_that_failed_has_used_its_epoch_up(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), claim(tmp_path, "lab", "web"):
         raise RuntimeError
-    with claim(tmp_path, "lab", "web") as name:
-        assert name.epoch == 2
+    with claim(tmp_path, "lab", "web") as held:
+        assert held.current.epoch == 2
 
 
 def test_a_second_process_is_refused_while_the_first_one_runs(tmp_path: Path) -> None:
@@ -86,8 +120,8 @@ def test_a_second_process_is_refused_while_the_first_one_runs(tmp_path: Path) ->
         with pytest.raises(AlreadySending, match="web to lab"), claim(tmp_path, "lab", "web"):
             pytest.fail("two hold it")
         other.kill()
-    with claim(tmp_path, "lab", "web") as name:
-        assert name.epoch == 2
+    with claim(tmp_path, "lab", "web") as held:
+        assert held.current.epoch == 2
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from flatship_sender.display import (
     choose_display,
     following,
 )
-from flatship_sender.progress import DiskProgress, TransferProgress, TransferState
+from flatship_sender.progress import DiskProgress, TransferProgress, TransferState, Waiting
 
 MB = 1_000_000
 GB = 1000 * MB
@@ -182,6 +182,20 @@ def test_a_stall_is_shown_and_no_time_left_with_it() -> None:
     assert text.splitlines()[1].split()[-2:] == ["-", "sending"]
 
 
+def test_bars_say_that_the_receiver_is_waited_for_and_the_reason_hides_no_time() -> None:
+    progress = transfer(disk(state=TransferState.WAITING))
+    progress.waiting = Waiting("e" * 300, "nobody", 22.0, 86400.0)
+    lines = drawn(console(), progress)
+    assert lines[-2] == "waiting for receiver esx1: next try in 12s, giving up in 23h 59m"
+    assert lines[-1].startswith("connection lost (eee")
+
+
+def test_bars_of_many_disks_leave_room_to_say_that_the_receiver_is_waited_for() -> None:
+    progress = transfer(*[disk(f"d{number}") for number in range(50)])
+    progress.waiting = Waiting("gone", None, 22.0, 86400.0)
+    assert len(drawn(console(height=12), progress)) < 12
+
+
 @pytest.mark.parametrize("width", [20, 40, 55, 60, 70, 79, 80, 120, 200])
 def test_pictures_fit_the_terminal_at_any_width(width: int) -> None:
     progress = transfer(
@@ -315,6 +329,48 @@ def test_a_stall_is_logged_when_noticed_every_30_seconds_and_when_it_ends() -> N
         "esx1: no progress for 40s",
         "esx1: moving again",
     ]
+
+
+def test_waiting_is_logged_with_its_reason_and_times_every_30_seconds_and_when_it_ends() -> None:
+    stream, progress = io.StringIO(), transfer()
+    log = LogLines(stream)
+    for second in range(45):
+        next_try = 12.0 if second < 12 else 50.0
+        progress.waiting = Waiting("the link failed", None, next_try, 86400.0)
+        log.show(progress, float(second))
+    progress.waiting, progress.reconnections = None, 1
+    log.show(progress, 45.0)
+    log.show(progress, 46.0)
+    assert log_lines(stream) == [
+        "waiting for receiver esx1: connection lost (the link failed);"
+        " next try in 12s, giving up in 1d 00h",
+        "waiting for receiver esx1: connection lost (the link failed);"
+        " next try in 20s, giving up in 23h 59m",
+        "esx1: connected again",
+    ]
+
+
+def test_a_new_reason_to_wait_is_logged_at_once() -> None:
+    stream, progress = io.StringIO(), transfer()
+    log = LogLines(stream)
+    progress.waiting = Waiting("the link failed", None, 1.0, 60.0)
+    log.show(progress, 0.0)
+    progress.waiting = Waiting("the link failed", "nobody listens", 1.0, 60.0)
+    log.show(progress, 2.0)
+    assert log_lines(stream)[1] == (
+        "waiting for receiver esx1: connection lost (the link failed); last try: nobody listens;"
+        " trying now, giving up in 58s"
+    )
+
+
+def test_the_end_of_waiting_in_vain_is_not_logged_as_a_connection() -> None:
+    stream, progress = io.StringIO(), transfer()
+    log = LogLines(stream)
+    progress.waiting = Waiting("the link failed", None, 1.0, 60.0)
+    log.show(progress, 0.0)
+    progress.waiting = None
+    log.show(progress, 1.0)
+    assert len(log_lines(stream)) == 1
 
 
 def test_log_lines_neutralise_hostile_names() -> None:

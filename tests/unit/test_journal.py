@@ -24,6 +24,7 @@ from flatship_receiver.journal import (
     JournalMissing,
     JournalVersionRefused,
 )
+from flatship_receiver.segment_record import zero_segment
 
 PEER, SESSION = b"P" * 32, b"S" * 16
 UUID, OTHER = bytes(range(16)), bytes(range(16, 32))
@@ -55,6 +56,14 @@ def stored_version(folder: Path) -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     connection.close()
     return version
+
+
+def save_segments(journal: Journal, *segments: tuple[int, bytes]) -> None:
+    journal.hold(UUID, [(number * 1024, len(of) // DIGEST_SIZE, of) for number, of in segments])
+
+
+def held(journal: Journal) -> list[tuple[int, int, bytes | None]]:
+    return [run for number in journal.held_segments(UUID) for run in journal.held_in(UUID, number)]
 
 
 @pytest.fixture
@@ -91,7 +100,7 @@ def test_everything_survives_a_reopen(tmp_path):
     journal = Journal.open(tmp_path)
     journal.claim_epoch(PEER, SESSION, 5)
     journal.begin_image(RECORD)
-    journal.save_segment(UUID, 1, digests)
+    save_segments(journal, (1, digests))
     complete(journal)
     journal.close()
     journal = Journal.open(tmp_path)
@@ -147,7 +156,7 @@ def test_a_completed_image_supersedes_the_older_ones_of_its_place_only(journal):
     newer = replace(RECORD, uuid=b"N" * 16)
     for record in (RECORD, elsewhere, replace(RECORD, uuid=OTHER), newer):
         journal.begin_image(record)
-    journal.save_segment(UUID, 0, random_digests(1024))
+    save_segments(journal, (0, random_digests(1024)))
     complete(journal, OTHER)
     assert [image.uuid for image in journal.images()] == [b"E" * 16, OTHER, b"N" * 16]
     assert journal.segment(UUID, 0) is None
@@ -172,7 +181,7 @@ def test_the_root_recorded_at_publishing_stays(journal):
 
 def test_a_discarded_image_keeps_no_segments(journal):
     journal.begin_image(RECORD)
-    journal.save_segment(UUID, 0, random_digests(1024))
+    save_segments(journal, (0, random_digests(1024)))
     journal.set_state(UUID, ImageState.DISCARDED, when=1.0)
     assert journal.image(UUID) == replace(RECORD, state=ImageState.DISCARDED)
     assert journal.segment(UUID, 0) is None
@@ -182,13 +191,13 @@ def test_states_and_segments_are_refused_for_an_unknown_image(journal):
     with pytest.raises(JournalError, match="not on record"):
         journal.set_state(UUID, ImageState.DISCARDED, when=1.0)
     with pytest.raises(JournalError, match="not on record"):
-        journal.save_segment(UUID, 0, random_digests(1024))
+        save_segments(journal, (0, random_digests(1024)))
 
 
 def test_a_zero_segment_takes_no_room_and_comes_back_as_digests(journal):
     journal.begin_image(RECORD)
     whole, last = zero_digest(CHUNK_SIZE) * 1024, zero_digest(512)
-    journal.save_segments(UUID, ((0, whole), (1, whole), (2, last)))
+    save_segments(journal, (0, whole), (1, whole), (2, last))
     assert list(journal.segments(UUID)) == [(0, whole), (1, whole), (2, last)]
     stored = journal._connection.execute("SELECT sum(length(digests)) FROM segment").fetchone()
     assert stored[0] == 0
@@ -198,24 +207,52 @@ def test_zero_segments_are_those_that_a_manifest_folds(journal):
     size = GIB + 3 * CHUNK_SIZE + 512
     folded: dict[int, bytes] = {}
     Manifest(size, folded.__setitem__).set_zeros(0, 1024 + 4)
-    assert folded == {number: module.zero_segment(size, number) for number in (0, 1)}
+    assert folded == {number: zero_segment(size, number) for number in (0, 1)}
     with pytest.raises(ValueError, match="no digest segment 2"):
-        module.zero_segment(size, 2)
+        zero_segment(size, 2)
 
 
-def test_a_segment_of_another_length_is_refused_and_nothing_of_the_batch_stays(journal):
+def test_chunks_that_the_disk_does_not_have_are_refused_and_nothing_of_the_batch_stays(journal):
     journal.begin_image(RECORD)
     good = random_digests(1024)
-    for number, wrong in ((1, good[:-DIGEST_SIZE]), (2, good), (3, good), (-1, good), (1, b"")):
+    for number, wrong in ((2, good), (3, good), (-1, good)):
         with pytest.raises(ValueError, match="digest segment"):
-            journal.save_segments(UUID, ((0, good), (number, wrong)))
+            save_segments(journal, (0, good), (number, wrong))
+    with pytest.raises(ValueError, match="31 bytes of digests for 1 chunks"):
+        journal.hold(UUID, [(0, 1024, good), (1024, 1, good[:31])])
     assert list(journal.segments(UUID)) == []
+    assert held(journal) == []
+
+
+def test_what_is_held_comes_back_in_runs_and_what_is_let_go_does_not(journal):
+    journal.begin_image(RECORD)
+    digests = random_digests(1024)
+    journal.hold(UUID, [(3, 2, digests[:64]), (1022, 3, None), (10, 1, None)])
+    assert held(journal) == [(3, 2, digests[:64]), (10, 1, None), (1022, 2, None), (1024, 1, None)]
+    assert journal.segment(UUID, 0) is None
+    journal.let_go(UUID, 4, 1020)
+    assert held(journal) == [(3, 1, digests[:32]), (1024, 1, None)]
+    journal.hold(UUID, [(0, 1024, digests)])
+    assert journal.segment(UUID, 0) == digests
+
+
+def test_held_chunks_survive_a_reopen_and_zeros_cost_nothing(tmp_path):
+    journal = Journal.open(tmp_path)
+    journal.begin_image(RECORD)
+    journal.hold(UUID, [(0, 2048, None)])
+    journal.let_go(UUID, 7, 1)
+    journal.close()
+    journal = Journal.open(tmp_path)
+    assert held(journal) == [(0, 7, None), (8, 1016, None), (1024, 1024, None)]
+    stored = journal._connection.execute("SELECT sum(length(digests)) FROM segment").fetchone()
+    assert stored[0] == 0
+    journal.close()
 
 
 def test_a_segment_saved_again_replaces_the_former(journal):
     journal.begin_image(RECORD)
-    journal.save_segment(UUID, 0, zero_digest(CHUNK_SIZE) * 1024)
-    journal.save_segment(UUID, 0, random_digests(1024))
+    save_segments(journal, (0, zero_digest(CHUNK_SIZE) * 1024))
+    save_segments(journal, (0, random_digests(1024)))
     assert list(journal.segments(UUID)) == [(0, random_digests(1024))]
 
 
@@ -224,7 +261,7 @@ def test_state_costs_less_than_a_twentieth_of_a_percent_of_the_disk(tmp_path):
     journal = Journal.open(tmp_path)
     journal.begin_image(replace(RECORD, size=size, capacity=size))
     digests = random_digests(1024)
-    journal.save_segments(UUID, ((number, digests) for number in range(128)))
+    save_segments(journal, *((number, digests) for number in range(128)))
     journal.close()
     used = sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir())
     assert used <= size * 0.0005
@@ -326,7 +363,7 @@ def test_a_file_that_is_no_database_is_reported(tmp_path):
 def test_a_database_with_broken_pages_is_reported(tmp_path):
     journal = Journal.open(tmp_path)
     journal.begin_image(RECORD)
-    journal.save_segment(UUID, 0, random_digests(1024))
+    save_segments(journal, (0, random_digests(1024)))
     journal.close()
     content = bytearray((tmp_path / "journal.db").read_bytes())
     content[4096:] = b"\xa5" * (len(content) - 4096)
@@ -350,7 +387,7 @@ def test_a_database_with_broken_pages_is_reported(tmp_path):
 )
 def test_a_segment_that_does_not_fit_its_image_is_reported(journal, change):
     journal.begin_image(RECORD)
-    journal.save_segment(UUID, 1, random_digests(1024))
+    save_segments(journal, (1, random_digests(1024)))
     journal._connection.execute(change)
     with pytest.raises(JournalDamaged):
         journal.segment(UUID, 1)
@@ -368,9 +405,9 @@ def test_a_full_disk_is_reported_and_the_journal_lives_on(journal):
     pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
     journal._connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(JournalError, match="no space is left"):
-        journal.save_segment(UUID, 0, random_digests(1024))
+        save_segments(journal, (0, random_digests(1024)))
     journal._connection.execute("PRAGMA max_page_count = 1000000")
-    journal.save_segment(UUID, 0, random_digests(1024))
+    save_segments(journal, (0, random_digests(1024)))
     assert journal.segment(UUID, 0) == random_digests(1024)
 
 

@@ -22,7 +22,7 @@ from flatship_protocol.constants import PAGE_SIZE
 from flatship_protocol.errors import DatastoreError, ErrorCode
 from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
 from flatship_receiver import vmdk
-from flatship_receiver.datastores import flat, residency
+from flatship_receiver.datastores import flat, publication, residency
 from flatship_receiver.datastores.base import ImageRequest
 from flatship_receiver.datastores.folder import Folder
 from flatship_receiver.datastores.local import LocalDatastore
@@ -400,7 +400,8 @@ def test_only_eager_writes_zeros_where_nothing_was_written(
     pwrite = os.pwrite
 
     def counting(fd: int, data: memoryview, offset: int) -> int:
-        written[provisioning] += len(data)
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("-flat.vmdk.flatship-part"):
+            written[provisioning] += len(data)
         return pwrite(fd, data, offset)
 
     monkeypatch.setattr(os, "pwrite", counting)
@@ -758,7 +759,7 @@ def test_nothing_written_escapes_the_next_flush_however_calls_interleave(
     monkeypatch.setattr(os, "fdatasync", recording_fdatasync)
     monkeypatch.setattr(flat, "_fallocate", no_holes)  # zeros are written, so they are recorded
     folder = Folder.open(str(tmp_path))
-    extent = flat.FlatExtent(folder, "extent", CAPACITY, Provisioning.THIN)
+    extent = flat.FlatExtent.create(folder, "extent", CAPACITY, Provisioning.THIN)
     block = memoryview(bytes(512))
     calls: dict[str, Callable[[], None]] = {
         "write": lambda: extent.write(0, block),
@@ -824,8 +825,8 @@ def test_close_waits_for_a_write_under_way(
         assert release.wait(10)
         return pwrite(fd, data, offset)  # fails if the file was closed meanwhile
 
-    monkeypatch.setattr(os, "pwrite", slow)
     image = datastore.create(REQUEST)
+    monkeypatch.setattr(os, "pwrite", slow)
     failures: list[BaseException] = []
 
     def write() -> None:
@@ -997,7 +998,53 @@ def test_files_are_durable_when_an_image_is_created(
 ) -> None:
     recorder = Recorder(monkeypatch)
     datastore.create(REQUEST).close()
-    assert recorder.steps == ["sync", "fsync web01-flat.vmdk.flatship-part", "sync"]
+    extent, lock_file = "web01-flat.vmdk.flatship-part", "web01.vmdk.flatship-part"
+    assert recorder.steps == ["sync", f"fsync {extent}", "sync", f"fsync {lock_file}"]
+
+
+@pytest.mark.parametrize("damage", ["an extent is gone", "an extent is short", "torn", "foreign"])
+def test_an_image_that_is_not_whole_is_not_resumed(
+    datastore: LocalDatastore, tmp_path: Path, damage: str
+) -> None:
+    image = datastore.create(REQUEST)
+    image.write(0, memoryview(b"x" * MIB))
+    image.flush()
+    image.close()
+    extent = tmp_path / "web/web01-flat.vmdk.flatship-part"
+    lock_file = tmp_path / "web/web01.vmdk.flatship-part"
+    if damage == "an extent is gone":
+        extent.unlink()
+    elif damage == "an extent is short":
+        os.truncate(extent, CAPACITY - MIB)
+    else:
+        lock_file.write_bytes(b"flatship image 00" if damage == "torn" else b"\xff hello")
+    before = sorted(os.listdir(tmp_path / "web"))
+    assert datastore.resume(REQUEST) is None
+    assert sorted(os.listdir(tmp_path / "web")) == before
+    datastore.create(REQUEST).abort()
+
+
+def _crash(*_: object, **__: object) -> None:
+    raise Crash("before the decision")
+
+
+def test_an_image_whose_descriptor_was_written_already_is_resumed(
+    datastore: LocalDatastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid = vmdk.make_uuid(bytes(16))
+    request = replace(REQUEST, uuid=uuid)
+    image = datastore.create(request)
+    image.write(0, memoryview(b"x" * MIB))
+    text = vmdk.build(request.disk, request.capacity, request.layout, uuid, bytes(16))
+    with monkeypatch.context() as crashing:
+        crashing.setattr(publication, "decide", _crash)
+        with pytest.raises(Crash):
+            image.commit(text)
+    image.close()
+    again = datastore.resume(request)
+    assert again is not None
+    again.commit(text)
+    assert datastore.descriptor(request.vm, request.disk) == text
 
 
 VMFS, SPLIT = DiskFormat.VMFS, DiskFormat.TWO_GB_MAX_EXTENT_FLAT

@@ -22,6 +22,7 @@ from flatship_protocol.messages import (
     EndPass,
     Error,
     Goodbye,
+    Held,
     Hello,
     HelloOk,
     Message,
@@ -204,6 +205,12 @@ ENCODINGS: dict[str, tuple[Message, bytes]] = {
         about_disk(0x0E, u16(36) + bytes(6) + u64(10) + u64(20)),
     ),
     "ERROR": (Error(ErrorCode.IDLE), plaintext(0x14, u16(9) + bytes(22))),
+    "HELD": (Held(3, 2, 7, 2, DIGEST * 2), about_disk(0x40, u64(7) + u64(2) + DIGEST * 2)),
+    "HELD zeros": (Held(3, 2, 9, 1 << 40, b""), about_disk(0x40, u64(9) + u64(1 << 40), flags=2)),
+    "HELD last": (
+        Held(3, 2, 0, 0, b"", last=True),
+        about_disk(0x40, u64(0) + u64(0), flags=1),
+    ),
     "CREDIT": (Credit(64 << 20), plaintext(0x10, u64(64 << 20))),
     "PING": (Ping(2**64 - 1), plaintext(0x11, b"\xff" * 8)),
     "PONG": (Pong(1), plaintext(0x12, u64(1))),
@@ -273,7 +280,7 @@ def test_body_that_its_header_calls_longer_than_the_message_is_refused(encoded: 
 
 @pytest.mark.parametrize("encoded", PLAINTEXTS.values(), ids=PLAINTEXTS)
 def test_undefined_flag_is_refused(encoded: bytes) -> None:
-    defined = {0x03: 7, 0x07: 1, 0x0C: 1, 0x0D: 1}.get(encoded[0], 0)
+    defined = {0x03: 7, 0x07: 1, 0x0C: 1, 0x0D: 1, 0x40: 3}.get(encoded[0], 0)
     for bit in range(8):
         if not defined >> bit & 1:
             refuses(encoded[:1] + u8(encoded[1] | 1 << bit) + encoded[2:], "flags")
@@ -493,3 +500,17 @@ def test_padding_that_spec_does_not_allow_is_not_encoded(padding: int) -> None:
 def test_name_too_long_for_its_field_is_not_encoded() -> None:
     with pytest.raises(ValueError, match="256"):
         encode(Hello(ID, 0, Capability.NONE, "x" * 256), EPOCH)
+
+
+@pytest.mark.parametrize(
+    ("body", "flags", "reason"),
+    [
+        (u64(0) + u64(513) + DIGEST * 513, 0, "513 digests; at most 512"),
+        (u64(0) + u64(2) + DIGEST, 0, "32 bytes of digests; expected 64"),
+        (u64(0) + u64(1) + DIGEST, 2, "32 bytes of digests; expected 0"),
+        (u64(0) + u64(0), 2, "a run of zeros that is empty"),
+        (u64(0), 0, "expected"),
+    ],
+)
+def test_held_says_a_digest_a_chunk_or_zeros(body: bytes, flags: int, reason: str) -> None:
+    refuses(about_disk(0x40, body, flags=flags), reason)

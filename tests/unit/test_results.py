@@ -18,7 +18,9 @@ def published_disk() -> DiskProgress:
         read=70 * GIB,
         skipped_hole=30 * GIB,
         skipped_zero=10 * GIB,
+        held=2 * GIB,
         sent=60 * GIB,
+        resent=GIB,
         acked=60 * GIB,
         payload=Counter(raw=5 * GIB, zstd=15 * GIB),
         wire=21 * GIB,
@@ -54,6 +56,7 @@ def test_json_of_a_published_disk_has_every_promised_field() -> None:
 
     assert result["schema_version"] == SCHEMA_VERSION == 1
     assert (result["receiver"], result["vm"], result["connections"]) == ("esx1", "web01", 4)
+    assert result["reconnections"] == 0
     [shown] = result["disks"]
     stages = shown["seconds"].pop("stages")
     assert stages["read"] == 1.235
@@ -67,7 +70,9 @@ def test_json_of_a_published_disk_has_every_promised_field() -> None:
         "bytes": {
             "read": 70 * GIB,
             "skipped": {"hole": 30 * GIB, "zero": 10 * GIB},
+            "held": 2 * GIB,
             "sent": 60 * GIB,
+            "resent": GIB,
             "payload": {"raw": 5 * GIB, "zstd": 15 * GIB},
             "wire": 21 * GIB,
         },
@@ -159,3 +164,15 @@ def test_table_does_not_call_a_cancelled_disk_failed() -> None:
     disk = failed_disk()
     disk.state, disk.error = TransferState.CANCELLED, "interrupted"
     assert "db cancelled: interrupted" in render_table(from_progress(transfer(disk)))
+
+
+def test_results_tell_how_often_the_session_was_lost() -> None:
+    progress = transfer(published_disk(), failed_disk())
+    progress.reconnections = 3
+    result = from_progress(progress)
+    assert result.reconnections == 3
+    assert render_table(result).splitlines()[-1] == (
+        "connected again 3 times; 1.0 GiB had to be sent again, or may have had to"
+    )
+    progress.reconnections = 1
+    assert "connected again once;" in render_table(from_progress(progress))

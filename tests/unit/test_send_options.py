@@ -41,3 +41,20 @@ def test_a_limit_is_shared_by_no_more_connections_than_it_can_feed(
     asked: int, limit: int | None, used: int
 ) -> None:
     assert worthwhile(asked, limit) == used
+
+
+@pytest.mark.parametrize("patience", ["soon", "-1", "1x", ""])
+def test_patience_is_a_duration(patience: str) -> None:
+    exit_code, output = send("--patience", patience)
+    assert exit_code == 2
+    assert "expected a duration such as" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [((), 86400.0), (("--patience", "0"), 0.0), (("--patience", "1h30m"), 5400.0)],
+)
+def test_patience_is_a_day_unless_told_otherwise(options: tuple[str, ...], seconds: float) -> None:
+    command = cli.commands["send"]
+    context = command.make_context("send", ["x", "--to", "esx", "--vm", "a", *options])
+    assert context.params["patience"] == seconds

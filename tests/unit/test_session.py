@@ -27,6 +27,7 @@ from flatship_protocol.messages import (
     DiskOpened,
     DiskProven,
     EndPass,
+    Held,
     OpenDisk,
     Proving,
     Provisioning,
@@ -97,6 +98,7 @@ SENDER_SAYS: dict[type, ToReceiver] = {
 }
 RECEIVER_SAYS: dict[type, ToSender] = {
     DiskOpened: DiskOpened(DISK, PASS, bytes(16), CAPACITY, 0),
+    Held: Held(DISK, PASS, 0, 1, DIGEST, last=True),
     Stored: stored((0, MIB)),
     Proving: Proving(DISK, PASS, 0, 0),
     DiskProven: DiskProven(DISK, PASS, 0, DIGEST, published=True),
@@ -631,3 +633,29 @@ class BothEnds(RuleBasedStateMachine):
 
 TestBothEnds = BothEnds.TestCase
 TestBothEnds.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+def test_held_past_the_end_of_the_disk_is_a_peer_error() -> None:
+    session = sender()
+    chunks = -(-session.disks[DISK].size // MIB)
+    assert session.receive(EPOCH, Held(DISK, PASS, 0, chunks, b"")) is None
+    with pytest.raises(UnexpectedMessage, match="HELD names"):
+        session.receive(EPOCH, Held(DISK, PASS, 1, chunks, b""))
+
+
+def test_what_is_held_counts_as_come_until_it_is_sent_anew() -> None:
+    session = ReceiverSession(EPOCH, 4 * MIB)
+    session.open(EPOCH, opening())
+    disk = session.disks[DISK]
+    session.holds(DISK, 0, disk.size)
+    assert session.opened(DISK)
+    assert disk.complete
+    session.receive(EPOCH, chunk(), unknown)
+    assert not disk.complete
+    session.stored(DISK, 0)
+    assert disk.complete
+    assert disk.chunk_count == 1
+    session.receive(EPOCH, Zero(DISK, PASS, MIB, MIB, hole=True), unknown)
+    assert not disk.complete
+    session.zeroed(DISK, MIB, MIB)
+    assert disk.complete

@@ -221,6 +221,7 @@ def test_limits_are_the_codes() -> None:
         "software": connection_messages.MAX_SOFTWARE,
         "segments of a chunk": constants.MAX_SEGMENTS,
         "ranges in STORED": constants.MAX_RANGES,
+        "digests in HELD": constants.MAX_HELD,
         "zstd window": constants.MAX_ZSTD_WINDOW,
         "age at which a connection is replaced": constants.CONNECTION_MAX_AGE,
         "bytes after which a connection is replaced": constants.CONNECTION_MAX_BYTES,

@@ -78,7 +78,9 @@ class PublishedDisk:
                 created=1.0,
             )
         )
-        self.journal.save_segments(UUID, self.segments.items())
+        self.journal.hold(
+            UUID, ((number * 1024, len(held) // 32, held) for number, held in self.segments.items())
+        )
         self.journal.set_state(UUID, state, when=2.0, root=self.root)
 
     def verify(self, **options) -> Verdict:

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import ClassVar, Final, Self
 
-from flatship_protocol.constants import CHUNK_SIZE, MAX_RANGES, SECTOR_SIZE
+from flatship_protocol.constants import (
+    CHUNK_SIZE,
+    DIGEST_SIZE,
+    MAX_HELD,
+    MAX_RANGES,
+    SECTOR_SIZE,
+)
 from flatship_protocol.errors import ErrorCode
 from flatship_protocol.messages.body import (
     DiskMessage,
@@ -24,6 +30,7 @@ MAX_HARDWARE_VERSION: Final = 22
 # size, reserve, source id, format, provisioning, adapter, hardware version
 _OPEN_DISK: Final = Struct(">QQ32sBBBB4x")
 _DISK_OPENED: Final = Struct(">16sQQ")  # image uuid, capacity, free
+_HELD: Final = Struct(">QQ")  # first chunk, how many
 _STORED: Final = Struct(">H6x")  # count
 _RANGE: Final = Struct(">QQ")  # offset, length
 _ZERO: Final = Struct(">QQ")  # offset, length
@@ -142,6 +149,53 @@ class DiskOpened(DiskMessage):
         if capacity % CHUNK_SIZE:
             malformed(cls.TYPE, f"capacity {capacity} is not a multiple of {CHUNK_SIZE}")
         return cls(disk, pass_number, image_uuid, capacity, free)
+
+
+@dataclass(frozen=True, slots=True)
+class Held(DiskMessage):
+    """HELD: chunks that the receiver has on stable storage from an earlier session.
+
+    Attributes:
+        first: Index of the run's first chunk.
+        count: Chunks in the run, 0 for none.
+        digests: Theirs in order, 32 bytes each, of at most 512 chunks; empty
+            for a run of zeros, which may have any length.
+        last: No further HELD follows for this disk.
+    """
+
+    TYPE: ClassVar = MessageType.HELD
+    FLAGS: ClassVar = 0b11
+
+    first: int
+    count: int
+    digests: bytes
+    last: bool = False
+
+    @property
+    def zeros(self) -> bool:
+        """Whether it is a run of zeros."""
+        return self.count > 0 and not self.digests
+
+    def _flags(self) -> int:
+        return self.last | self.zeros << 1
+
+    def _body(self) -> bytes:
+        return _HELD.pack(self.first, self.count) + self.digests
+
+    @classmethod
+    def _parse(cls, disk: int, pass_number: int, flags: int, body: memoryview) -> Self:
+        first, count = unpack_front(cls.TYPE, _HELD, body)
+        digests = bytes(body[_HELD.size :])
+        expected = 0 if flags & 2 else count
+        if expected > MAX_HELD:
+            malformed(cls.TYPE, f"{count} digests; at most {MAX_HELD}")
+        if len(digests) != expected * DIGEST_SIZE:
+            malformed(
+                cls.TYPE, f"{len(digests)} bytes of digests; expected {expected * DIGEST_SIZE}"
+            )
+        if flags & 2 and not count:
+            malformed(cls.TYPE, "a run of zeros that is empty")
+        return cls(disk, pass_number, first, count, digests, last=bool(flags & 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from flatship_protocol.messages.disk import (
     DiskOpened,
     DiskProven,
     EndPass,
+    Held,
     OpenDisk,
     Proving,
     Stored,
@@ -23,6 +24,7 @@ from flatship_protocol.messages.disk import (
 AboutDisk: TypeAlias = (
     OpenDisk
     | DiskOpened
+    | Held
     | Chunk
     | Stored
     | Zero

@@ -23,6 +23,7 @@ class MessageType(IntEnum):
     PING = 0x11
     PONG = 0x12
     ERROR = 0x14
+    HELD = 0x40
 
 
 class Capability(IntFlag):
@@ -35,6 +36,7 @@ class Capability(IntFlag):
     NONE = 0
     DELTA = 1  # chunks with KEEP segments
     KNOWN = 2  # chunks with COPY segments
+    RESUME = 4  # HELD after DISK_OPENED; incomplete disks are kept
 
 
 class Codec(IntEnum):

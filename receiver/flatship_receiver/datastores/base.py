@@ -24,6 +24,7 @@ class ImageRequest:
     ``capacity`` is in bytes, a multiple of 1 MiB. ``vm`` and ``disk`` are names
     that ``names.check_name`` accepts. ``replace`` allows an existing disk of
     that name to be replaced when the new one is committed, not before.
+    ``uuid`` is the image's, 16 bytes, by which ``resume`` knows its files again.
     """
 
     vm: str
@@ -31,6 +32,7 @@ class ImageRequest:
     capacity: int
     layout: Layout
     replace: bool
+    uuid: bytes = bytes(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,19 @@ class Datastore(Protocol):
                 DATASTORE_MISSING or SIZE_REFUSED. Nothing that existed
                 has been touched.
             NameRefused: VM or disk cannot be called that.
+        """
+        ...
+
+    def resume(self, request: ImageRequest) -> Image | None:
+        """Open the incomplete files that ``create`` made for an equal request and uuid.
+
+        Returns:
+            The image, which holds what was flushed before and perhaps more;
+            None if there is no such image, or only a part of it. Nothing
+            has been touched then.
+
+        Raises:
+            DatastoreError, NameRefused: As for ``create``.
         """
         ...
 

@@ -40,13 +40,11 @@ class FlatExtent:
     Methods may be called from several threads at once, on different ranges.
     """
 
-    def __init__(self, folder: Folder, name: str, length: int, provisioning: Provisioning) -> None:
-        """Make the file, sized, or nothing at all.
-
-        Thick and eager files have their space allocated.
-        """
+    def __init__(self, fd: int, name: str, length: int, provisioning: Provisioning) -> None:
+        """Take over an open file that has its length; see ``create`` and ``reopen``."""
         self.name = name
         self.length = length
+        self.fd = fd
         self._provisioning = provisioning
         self._dirty = False
         # The kernel lets one writer into a file at a time, and has the others spin for their turn.
@@ -56,17 +54,50 @@ class FlatExtent:
         # A byte a chunk; untouched pages of the map take no memory.
         self._written = bytearray(-(-length // CHUNK_SIZE))
         self._can_deallocate = provisioning is not Provisioning.EAGER
-        self.fd = folder.create_file(name)
         self._direct_fd = -1
+
+    @classmethod
+    def create(
+        cls, folder: Folder, name: str, length: int, provisioning: Provisioning
+    ) -> "FlatExtent":
+        """Make the file, sized, or nothing at all.
+
+        Thick and eager files have their space allocated.
+        """
+        extent = cls(folder.create_file(name), name, length, provisioning)
         try:
-            self._allocate()
-            self._direct_fd = _open_direct(folder, name, self.fd)
+            extent._allocate()
+            extent._direct_fd = _open_direct(folder, name, extent.fd)
         except BaseException:
             with suppress(OSError):
                 folder.unlink(name)
             with suppress(OSError):
-                self.close()
+                extent.close()
             raise
+        return extent
+
+    @classmethod
+    def reopen(
+        cls, folder: Folder, name: str, length: int, provisioning: Provisioning
+    ) -> "FlatExtent | None":
+        """Open what ``create`` made; None if it is not there, or has another length."""
+        status = folder.regular(name)
+        if status is None or status.st_size != length:
+            return None
+        extent = cls(folder.open_file(name, os.O_RDWR), name, length, provisioning)
+        try:
+            extent._direct_fd = _open_direct(folder, name, extent.fd)
+            position = 0
+            while position < length:
+                run = extent.run_at(position)
+                if run.kind is ExtentKind.DATA:
+                    extent._mark(run.offset, run.length)
+                position = run.end
+        except BaseException:
+            with suppress(OSError):
+                extent.close()
+            raise
+        return extent
 
     @property
     def is_direct(self) -> bool:

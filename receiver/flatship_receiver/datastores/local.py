@@ -81,9 +81,30 @@ class LocalDatastore:
                         self._remove_if_empty(request.vm)
                     raise
             # The lock's file keeps the folder in place; to allocate may take hours.
-            return LocalImage(
+            return LocalImage.create(
                 folder, lock_fd, request, lambda: self._leave(request.vm, is_new=is_new)
             )
+
+    def resume(self, request: ImageRequest) -> LocalImage | None:
+        """See ``Datastore.resume``."""
+        self._check_place(request, allocated=True)
+        with _reporting("resume disk in", self._root.path_of(request.vm)):
+            with self._entering:
+                try:
+                    folder = self._root.open_folder(request.vm)
+                except FileNotFoundError:
+                    return None
+                try:
+                    publication.finish_interrupted(folder, request.disk)
+                    _check_folder(folder, request)
+                    lock_fd = locks.take_again(folder, _lock_file(request.disk))
+                except BaseException:
+                    folder.close()
+                    raise
+                if lock_fd is None:
+                    folder.close()
+                    return None
+            return LocalImage.resume(folder, lock_fd, request, lambda: None)
 
     def descriptor(self, vm: str, disk: str) -> bytes | None:
         """See ``Datastore.descriptor``."""
@@ -140,13 +161,14 @@ class LocalDatastore:
         """See ``Datastore.close``."""
         self._root.close()
 
-    def _check_place(self, request: ImageRequest) -> None:
-        """Check everything that does not need the VM's folder."""
+    def _check_place(self, request: ImageRequest, *, allocated: bool = False) -> None:
+        """Check everything that does not need the VM's folder; space, unless it is allocated."""
         check_name(request.vm)
         check_name(request.disk)
         vmdk.check_capacity(request.capacity, request.layout)
         free = self.space().free
-        if request.layout.provisioning is not Provisioning.THIN and request.capacity > free:
+        thin = allocated or request.layout.provisioning is Provisioning.THIN
+        if not thin and request.capacity > free:
             raise DatastoreError(
                 f"datastore {self._name} at {self._path} is too full: a disk of"
                 f" {request.capacity} bytes is to be allocated, {free} are free; free space there,"

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Final
 
 from flatship_protocol.constants import PAGE_SIZE, SECTOR_SIZE
 from flatship_protocol.errors import DatastoreError, ErrorCode
@@ -14,6 +15,9 @@ from flatship_receiver.datastores.base import ImageRequest
 from flatship_receiver.datastores.faults import datastore_error
 from flatship_receiver.datastores.flat import FlatExtent
 from flatship_receiver.datastores.folder import Folder
+from flatship_receiver.descriptor_text import MAX_DESCRIPTOR_SIZE, DescriptorError
+
+_NAME_OF_IMAGE: Final = b"flatship image "  # before the uuid, in a disk's lock file
 
 
 class LocalImage:
@@ -26,17 +30,13 @@ class LocalImage:
     def __init__(
         self, folder: Folder, lock_fd: int, request: ImageRequest, on_abort: Callable[[], None]
     ) -> None:
-        """Make the files, which may take hours; on an error the image is aborted.
+        """Take over a folder and a lock; see ``create`` and ``resume``.
 
         Args:
             folder: The VM's; belongs to the image from now on.
             lock_fd: The disk's lock, taken; belongs to the image from now on.
             request: What to make. Nothing of that name stands in the way.
             on_abort: Called when an abort has removed the files.
-
-        Raises:
-            DatastoreError: With code FOREIGN_FILE, or as the file system refused.
-            OSError: The file system refused.
         """
         self._folder = folder
         self._request = request
@@ -50,11 +50,46 @@ class LocalImage:
         self._flushing = threading.Lock()
         self._failure: str | None = None
         self._lock_fd = lock_fd
+
+    @classmethod
+    def create(
+        cls, folder: Folder, lock_fd: int, request: ImageRequest, on_abort: Callable[[], None]
+    ) -> "LocalImage":
+        """Make the files, which may take hours; on an error the image is aborted.
+
+        Raises:
+            DatastoreError: With code FOREIGN_FILE, or as the file system refused.
+            OSError: The file system refused.
+        """
+        image = cls(folder, lock_fd, request, on_abort)
         try:
-            self._make_extents()
+            image._make_extents()
+            image._write_lock_file(_NAME_OF_IMAGE + request.uuid.hex().encode() + b"\n")
         except BaseException:
-            self.abort()
+            image.abort()
             raise
+        return image
+
+    @classmethod
+    def resume(
+        cls, folder: Folder, lock_fd: int, request: ImageRequest, on_abort: Callable[[], None]
+    ) -> "LocalImage | None":
+        """Open what ``create`` made for this image; None, and all is let go, if it is not whole.
+
+        Raises:
+            DatastoreError: With code FOREIGN_FILE.
+            OSError: The file system refused.
+        """
+        image = cls(folder, lock_fd, request, on_abort)
+        try:
+            whole = _image_named_in(lock_fd) == request.uuid and image._reopen_extents()
+        except BaseException:
+            image.close()
+            raise
+        if not whole:
+            image.close()
+            return None
+        return image
 
     @property
     def capacity(self) -> int:
@@ -115,7 +150,7 @@ class LocalImage:
                 publication.require_room_for(
                     self._folder, self._request.disk, replace=self._request.replace
                 )
-                self._write_descriptor(descriptor)
+                self._write_lock_file(descriptor)
                 publication.publish(self._folder, self._request.disk, replace=self._request.replace)
             except OSError as error:
                 raise datastore_error(
@@ -142,7 +177,7 @@ class LocalImage:
         for file in self._files:
             name = publication.part_of(file.name)
             try:
-                extent = FlatExtent(
+                extent = FlatExtent.create(
                     self._folder, name, file.length, self._request.layout.provisioning
                 )
             except OSError as error:
@@ -152,11 +187,22 @@ class LocalImage:
             self._extents.append(extent)
         self._folder.sync()
 
-    def _write_descriptor(self, descriptor: bytes) -> None:
+    def _reopen_extents(self) -> bool:
+        """Open the extents; False if one is not there as it was made."""
+        provisioning = self._request.layout.provisioning
+        for file in self._files:
+            name = publication.part_of(file.name)
+            extent = FlatExtent.reopen(self._folder, name, file.length, provisioning)
+            if extent is None:
+                return False
+            self._extents.append(extent)
+        return True
+
+    def _write_lock_file(self, text: bytes) -> None:
         os.ftruncate(self._lock_fd, 0)
         written = 0
-        while written < len(descriptor):
-            written += os.pwrite(self._lock_fd, descriptor[written:], written)
+        while written < len(text):
+            written += os.pwrite(self._lock_fd, text[written:], written)
         os.fsync(self._lock_fd)
 
     def _sync(self, how: Callable[[FlatExtent], None]) -> None:
@@ -255,6 +301,17 @@ class LocalImage:
             stack.callback(os.close, self._lock_fd)
             for extent in self._extents:
                 stack.callback(extent.close)
+
+
+def _image_named_in(lock_fd: int) -> bytes | None:
+    """The uuid of the image that a lock file belongs to: on a line, or in its descriptor."""
+    text = os.pread(lock_fd, MAX_DESCRIPTOR_SIZE, 0)
+    try:
+        if text.startswith(_NAME_OF_IMAGE):
+            return bytes.fromhex(text.removeprefix(_NAME_OF_IMAGE).decode("ascii").rstrip("\n"))
+        return vmdk.uuid_of(vmdk.parse(text))
+    except (ValueError, DescriptorError):
+        return None  # torn, or another program's
 
 
 def _remove_leftovers(folder: Folder, disk: str) -> None:

@@ -70,6 +70,27 @@ def take(folder: Folder, name: str) -> int:
     return fd
 
 
+def take_again(folder: Folder, name: str) -> int | None:
+    """Lock the file that an earlier attempt left, and keep what is in it.
+
+    Returns:
+        The file, open; None if there is none.
+
+    Raises:
+        DatastoreError, OSError: As for ``take``.
+    """
+    try:
+        fd = folder.open_file(name, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        lock(folder, name, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def require_free(folder: Folder, name: str) -> None:
     """Refuse what ``take`` would refuse; make and remove nothing.
 

@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Final
 
 from flatship_protocol.constants import CHUNK_SIZE, PAGE_SIZE
 from flatship_protocol.errors import DatastoreError, ErrorCode
@@ -12,6 +13,8 @@ from flatship_protocol.messages import Provisioning
 from flatship_protocol.names import check_name
 from flatship_receiver import vmdk
 from flatship_receiver.datastores.base import ImageRequest, Recovery, Space
+
+_THIN: Final = Provisioning.THIN  # what is resumed has its space already
 
 
 class MemoryDisk:
@@ -92,10 +95,13 @@ class CommittedDisk:
 class MemoryImage:
     """A disk being written in a ``MemoryDatastore``, which makes it."""
 
-    def __init__(self, datastore: "MemoryDatastore", request: ImageRequest) -> None:
+    def __init__(
+        self, datastore: "MemoryDatastore", request: ImageRequest, disk: MemoryDisk
+    ) -> None:
         self._datastore = datastore
         self._request = request
-        self._disk = MemoryDisk(request.capacity)
+        self._disk = disk
+        self._committed = False
         self._thin = request.layout.provisioning is Provisioning.THIN
         self._lock = threading.Lock()
         self._open = True
@@ -146,17 +152,20 @@ class MemoryImage:
         """See ``Image.commit``."""
         self._check_open()
         self._datastore.publish(self._request, CommittedDisk(descriptor, self._disk))
+        self._committed = True
         self.close()
 
     def close(self) -> None:
-        """See ``Image.close``. What was not committed is forgotten."""
+        """See ``Image.close``."""
         if self._open:
             self._open = False
-            self._datastore.release(self._request)
+            self._datastore.release(self._request, None if self._committed else self._disk)
 
     def abort(self) -> None:
         """See ``Image.abort``."""
-        self.close()
+        if self._open:
+            self._open = False
+            self._datastore.release(self._request, None)
 
     def _check_open(self) -> None:
         if not self._open:
@@ -176,6 +185,7 @@ class MemoryDatastore:
         self._size = size
         self._disks: dict[tuple[str, str], CommittedDisk] = {}
         self._images: dict[tuple[str, str], MemoryImage] = {}
+        self._kept: dict[tuple[str, str], tuple[ImageRequest, MemoryDisk]] = {}
         self._lock = threading.RLock()
 
     @property
@@ -192,6 +202,7 @@ class MemoryDatastore:
         """See ``Datastore.space``."""
         with self._lock:
             used = sum(image.reserved for image in self._images.values())
+            used += sum(disk.allocated for _, disk in self._kept.values())
             used += sum(disk.content.allocated for disk in self._disks.values())
         return Space(size=self._size, free=self._size - used)
 
@@ -213,8 +224,22 @@ class MemoryDatastore:
         """See ``Datastore.create``."""
         with self._lock:
             self.check(request)
-            image = MemoryImage(self, request)
+            self._kept.pop((request.vm, request.disk), None)
+            image = MemoryImage(self, request, MemoryDisk(request.capacity))
             self._images[request.vm, request.disk] = image
+            return image
+
+    def resume(self, request: ImageRequest) -> MemoryImage | None:
+        """See ``Datastore.resume``."""
+        key = (request.vm, request.disk)
+        with self._lock:
+            self.check(replace(request, layout=replace(request.layout, provisioning=_THIN)))
+            kept_request, disk = self._kept.get(key, (None, None))
+            if disk is None or kept_request is None or kept_request.uuid != request.uuid:
+                return None
+            del self._kept[key]
+            image = MemoryImage(self, request, disk)
+            self._images[key] = image
             return image
 
     def descriptor(self, vm: str, disk: str) -> bytes | None:
@@ -247,7 +272,10 @@ class MemoryDatastore:
         with self._lock:
             self._disks[request.vm, request.disk] = disk
 
-    def release(self, request: ImageRequest) -> None:
-        """Forget the image that was made for a request."""
+    def release(self, request: ImageRequest, kept: MemoryDisk | None) -> None:
+        """Forget the image that was made for a request, but for the disk that is kept."""
+        key = (request.vm, request.disk)
         with self._lock:
-            del self._images[request.vm, request.disk]
+            del self._images[key]
+            if kept is not None:
+                self._kept[key] = (request, kept)

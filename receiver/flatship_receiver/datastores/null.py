@@ -73,6 +73,11 @@ class NullDatastore:
         self.check(request)
         return NullImage(request.capacity)
 
+    def resume(self, request: ImageRequest) -> NullImage | None:
+        """None: nothing was kept."""
+        self.check(request)
+        return None
+
     def descriptor(self, vm: str, disk: str) -> bytes | None:
         """None: nothing is ever published."""
         check_name(vm)

@@ -1,0 +1,54 @@
+"""What a receiver says it holds of a disk, so that only the rest is sent."""
+
+import tempfile
+from typing import IO, Final
+
+from flatship_protocol.constants import CHUNK_SIZE, DIGEST_SIZE
+from flatship_protocol.extents import ExtentSet
+from flatship_protocol.messages import Held
+
+_IN_MEMORY: Final = 4 << 20  # bytes of digests; what is more goes to a file without a name
+
+
+class HeldChunks:
+    """Digests of the chunks that a receiver has on stable storage, by index.
+
+    It is the sender's reading of the source that decides: a chunk is left out
+    only if it was read, or is a hole, and is what the receiver says it has.
+    Memory: bounded, whatever the disk; a bit of it for each run of chunks.
+    """
+
+    def __init__(self) -> None:
+        self._zeros = ExtentSet()
+        self._others = ExtentSet()  # both in chunks
+        self._digests: IO[bytes] | None = None  # made for the first one, for most disks never
+        self.complete = False
+        """Whether the receiver has said all."""
+
+    def take(self, message: Held) -> None:
+        """Note what one message says."""
+        self.complete = message.last
+        if message.zeros:
+            self._zeros.add(message.first, message.count)
+        elif message.count:
+            self._others.add(message.first, message.count)
+            if self._digests is None:
+                self._digests = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+            self._digests.seek(message.first * DIGEST_SIZE)
+            self._digests.write(message.digests)
+
+    def digest(self, index: int) -> bytes | None:
+        """The digest of a chunk held that is not zeros; None for all others."""
+        if self._digests is None or not self._others.covers(index, 1):
+            return None
+        self._digests.seek(index * DIGEST_SIZE)
+        return self._digests.read(DIGEST_SIZE)
+
+    def are_zeros(self, offset: int, length: int) -> bool:
+        """Whether a range, in bytes of whole chunks, is held and zeros."""
+        return self._zeros.covers(offset // CHUNK_SIZE, -(-length // CHUNK_SIZE))
+
+    def close(self) -> None:
+        """Let go of the digests."""
+        if self._digests is not None:
+            self._digests.close()

@@ -1,0 +1,254 @@
+"""What a lost session leaves is gone on with: only the rest crosses the wire, and nothing is wrong.
+
+The oracle is independent of the protocol's digests: bytes are compared with bytes.
+"""
+
+import asyncio
+from pathlib import Path
+from random import Random
+
+import pytest
+from fakes import Faults, FaultyDatastore, World, world
+from test_in_process_transfers import MIB, only, padded, published, run, send, until
+
+from flatship_protocol.errors import ErrorCode, TransferError
+from flatship_protocol.messages import Held, Message
+from flatship_receiver.journal import ImageState, Journal
+from flatship_sender.pipeline import Transfer
+from flatship_sender.progress import TransferState
+from flatship_sender.sources.memory import MemorySource
+
+SIZE = 24 * MIB + 512
+CHUNKS = 25
+
+
+def data(seed: int = 1) -> bytes:
+    """Random chunks, with a zero chunk here and there."""
+    random = Random(seed)
+    held = bytearray(random.randbytes(SIZE))
+    for index in (3, 4, 11, 17):
+        held[index * MIB : (index + 1) * MIB] = bytes(MIB)
+    return bytes(held)
+
+
+async def interrupted(at: World, source: MemorySource, *, epoch: int = 1, stored: int = 4) -> int:
+    """Send until some chunks were acknowledged, then lose the session; bytes acknowledged."""
+    transfer, client = at.sending([source], epoch=epoch)
+    running = asyncio.create_task(transfer.run(client, 2))
+    await until(lambda: only(transfer).acked >= stored * MIB or running.done())
+    for stream in at.streams:
+        stream.close()
+    with pytest.raises(TransferError):
+        await running
+    await at.receiving.wait()
+    return only(transfer).acked
+
+
+def slow(number: int) -> Faults:
+    """The first session's links stop before the disk is over; later ones are sound."""
+    return Faults(stall_after=7 * MIB) if number < 2 else Faults()
+
+
+async def resumed(at: World, source: MemorySource, epoch: int = 2) -> tuple[Transfer, list[Held]]:
+    heard: list[Held] = []
+
+    def hear(message: Message) -> Message:
+        if isinstance(message, Held):
+            heard.append(message)
+        return message
+
+    done = await send(at, source, epoch=epoch, hear=hear)
+    return done, heard
+
+
+def test_only_what_was_not_acknowledged_is_sent_again(tmp_path: Path) -> None:
+    store = FaultyDatastore(1 << 30)
+
+    async def scenario() -> None:
+        async with world(tmp_path, store, to_receiver=slow) as at:
+            acknowledged = await interrupted(at, MemorySource(data()))
+            assert not store.memory.disks
+            done, heard = await resumed(at, MemorySource(data()))
+            assert only(done).state is TransferState.PUBLISHED
+            assert only(done).held >= acknowledged
+            assert only(done).held + only(done).sent + only(done).skipped == SIZE
+            assert [message.last for message in heard] == [False] * (len(heard) - 1) + [True]
+
+    run(scenario)
+    assert published(store, "web") == padded(data())
+    offsets = [offset for what, offset, _ in store.log if what == "write"]
+    assert len(offsets) < CHUNKS + 8  # what was on its way when the session was lost comes twice
+
+
+def test_a_restarted_receiver_goes_on_from_its_journal(tmp_path: Path) -> None:
+    store = FaultyDatastore(1 << 30)
+
+    async def before() -> None:
+        async with world(tmp_path, store, to_receiver=slow) as at:
+            await interrupted(at, MemorySource(data()))
+
+    async def after() -> None:
+        async with world(tmp_path, store) as at:
+            done, _ = await resumed(at, MemorySource(data()))
+            assert only(done).held >= 4 * MIB
+
+    run(before)
+    run(after)
+    assert published(store, "web") == padded(data())
+
+
+def test_a_source_that_changed_meanwhile_has_its_changed_chunks_sent(tmp_path: Path) -> None:
+    store = FaultyDatastore(1 << 30)
+    changed = bytearray(data())
+    changed[5] ^= 1  # in chunk 0
+    changed[3 * MIB + 9] = 7  # a chunk that was zeros
+    changed[MIB : 2 * MIB] = bytes(MIB)  # one that becomes zeros
+
+    async def scenario() -> None:
+        async with world(tmp_path, store, to_receiver=slow) as at:
+            await interrupted(at, MemorySource(data()), stored=6)
+            done, _ = await resumed(at, MemorySource(bytes(changed)))
+            assert only(done).state is TransferState.PUBLISHED
+            assert only(done).held > 0
+
+    run(scenario)
+    assert published(store, "web") == padded(bytes(changed))
+
+
+def test_what_is_written_again_is_off_the_record_before_it_is_written(tmp_path: Path) -> None:
+    """A, then B, then A again: a crash after B was written must not leave A on record."""
+    store = FaultyDatastore(1 << 30)
+    other = data(2)
+
+    async def scenario() -> None:
+        async with world(tmp_path, store, to_receiver=slow) as at:
+            await interrupted(at, MemorySource(data()), stored=6)
+            written = len(store.log)
+            # Whatever is acknowledged, the second session is lost after its first writes.
+            transfer, client = at.sending([MemorySource(other)], epoch=2)
+            running = asyncio.create_task(transfer.run(client, 1))
+            await until(lambda: any(what == "write" for what, *_ in store.log[written:]))
+            record = await at.journal.run(Journal.resumable, "ssd", "web", "web")
+            assert record is not None
+            rewritten = {offset for what, offset, _ in store.log[written:] if what == "write"}
+            held = [
+                (first * MIB, digests)
+                for first, count, digests in await at.journal.run(Journal.held_in, record.uuid, 0)
+                if digests is not None
+                for first in range(first, first + count)
+            ]
+            flushed = any(what == "flush" for what, *_ in store.log[written:])
+            assert flushed or not rewritten & {offset for offset, _ in held}
+            for stream in at.streams:
+                stream.close()
+            with pytest.raises(TransferError):
+                await running
+            await at.receiving.wait()
+            done, _ = await resumed(at, MemorySource(data()), epoch=3)
+            assert only(done).state is TransferState.PUBLISHED
+
+    run(scenario)
+    assert published(store, "web") == padded(data())
+
+
+def test_a_datastore_that_lost_what_is_on_record_starts_over(tmp_path: Path) -> None:
+    store = FaultyDatastore(1 << 30)
+
+    async def scenario() -> None:
+        async with world(tmp_path, store, to_receiver=slow) as at:
+            await interrupted(at, MemorySource(data()))
+            (_, disk) = store.memory._kept["web", "web"]
+            disk.zero(0, SIZE // MIB * MIB)
+            done, heard = await resumed(at, MemorySource(data()))
+            assert only(done).state is TransferState.PUBLISHED
+            assert only(done).held == 0
+            assert heard == [Held(0, 1, 0, 0, b"", last=True)]
+
+    run(scenario)
+    assert published(store, "web") == padded(data())
+
+
+def test_one_lost_chunk_that_the_sample_misses_is_never_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flatship_receiver.pipeline.are_on_medium", lambda *_: True)
+    store = FaultyDatastore(1 << 30)
+
+    async def scenario() -> None:
+        async with world(tmp_path, store, to_receiver=slow) as at:
+            await interrupted(at, MemorySource(data()))
+            (_, disk) = store.memory._kept["web", "web"]
+            disk.zero(0, MIB)
+            done, _ = await resumed(at, MemorySource(data()))
+            assert only(done).error_code is ErrorCode.PROOF_FAILED
+            assert not store.memory.disks
+            done, _ = await resumed(at, MemorySource(data()), epoch=3)
+            assert only(done).state is TransferState.PUBLISHED
+
+    run(scenario)
+    assert published(store, "web") == padded(data())
+
+
+@pytest.mark.parametrize("what", ["another source", "another size", "another provisioning"])
+def test_another_disk_of_that_name_starts_over(tmp_path: Path, what: str) -> None:
+    from flatship_protocol.messages import Provisioning
+
+    store = FaultyDatastore(1 << 30)
+    wanted = data() + bytes(512) if what == "another size" else data()
+    name = "other" if what == "another source" else "memory"
+    kind = Provisioning.THICK if what == "another provisioning" else Provisioning.THIN
+
+    async def scenario() -> None:
+        async with world(tmp_path, store, to_receiver=slow) as at:
+            await interrupted(at, MemorySource(data(), name="memory"))
+            done = await send(at, MemorySource(wanted, name=name), epoch=2, provisioning=kind)
+            assert only(done).state is TransferState.PUBLISHED
+            assert only(done).held == 0
+            states = [image.state for image in await at.journal.run(Journal.images)]
+            assert states == [ImageState.COMPLETE]
+
+    run(scenario)
+    assert published(store, "web") == padded(wanted)
+
+
+@pytest.mark.parametrize("power", ["stays", "fails"])
+@pytest.mark.parametrize("seed", range(12))
+def test_sessions_lost_again_and_again_come_to_an_end(
+    tmp_path: Path, seed: int, power: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With any order of writes, and what was not flushed lost; the proof finds no fault."""
+    random = Random(seed)
+    store = FaultyDatastore(1 << 30)
+    store.volatile = power == "fails"
+    # No sample: what is on record must be there without anybody having a look.
+    monkeypatch.setattr("flatship_receiver.pipeline.are_on_medium", lambda *_: True)
+    source = bytearray(data(seed))
+
+    async def attempt(epoch: int) -> bool:
+        cut = random.randrange(100, 9 * MIB)
+        async with world(
+            tmp_path,
+            store,
+            to_receiver=lambda _: Faults(cut_after=cut) if epoch < 6 else Faults(),
+        ) as at:
+            try:
+                done, _ = await resumed(at, MemorySource(bytes(source)), epoch)
+            except TransferError:
+                return False
+            assert only(done).error_code is not ErrorCode.PROOF_FAILED
+            return only(done).state is TransferState.PUBLISHED
+
+    finished = False
+    for epoch in range(1, 7):
+        results: list[bool] = []
+
+        async def scenario(epoch: int = epoch, results: list[bool] = results) -> None:
+            results.append(await attempt(epoch))
+
+        run(scenario)
+        if results[0]:
+            finished = True
+            break
+        source[random.randrange(SIZE)] ^= 0xFF  # the guest ran in between
+    assert finished
+    assert published(store, "web") == padded(bytes(source))
