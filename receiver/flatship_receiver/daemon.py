@@ -14,16 +14,16 @@ import structlog
 
 from flatship_protocol.connection import FramePool
 from flatship_protocol.endpoint import Endpoint
-from flatship_protocol.errors import DiskError, ErrorCode
-from flatship_receiver import vmdk
+from flatship_protocol.errors import ErrorCode
 from flatship_receiver.admission import Admission
 from flatship_receiver.authorized_senders import AuthorizedSenders
 from flatship_receiver.config import Config
 from flatship_receiver.datastores.base import Datastore
 from flatship_receiver.datastores.local import LocalDatastore
 from flatship_receiver.facilities import Facilities, Store
+from flatship_receiver.images import stands
 from flatship_receiver.invitations import Invitations
-from flatship_receiver.journal import AsyncJournal, ImageRecord, ImageState, Journal
+from flatship_receiver.journal import AsyncJournal, ImageState, Journal
 from flatship_receiver.listener import BACKLOG, Listener
 from flatship_receiver.metrics import ReceiverMetrics, SpaceSample
 from flatship_receiver.reservations import Reservations
@@ -132,21 +132,11 @@ async def _settle(journal: AsyncJournal, stores: Mapping[str, Store], workers: W
         store = stores.get(image.datastore)
         if image.state is not ImageState.PUBLISHING or store is None:
             continue
-        if not await workers.run(_stands, store.datastore, image):
+        if not await workers.run(stands, store.datastore, image):
             continue
         state = ImageState.COMPLETE
         await journal.run(Journal.set_state, image.uuid, state, when=time.time(), root=image.root)
         log.info("publication settled", vm=image.vm, disk=image.disk, state=state.value)
-
-
-def _stands(datastore: Datastore, image: ImageRecord) -> bool:
-    """Whether the disk under the image's name is that image."""
-    try:
-        text = datastore.descriptor(image.vm, image.disk)
-        return text is not None and vmdk.uuid_of(vmdk.parse(text)) == image.uuid
-    except (vmdk.DescriptorError, DiskError) as error:
-        log.warning("cannot tell what was published", vm=image.vm, reason=str(error))
-        return False
 
 
 async def _either(stop: asyncio.Event, accepting: "asyncio.Task[None]") -> None:

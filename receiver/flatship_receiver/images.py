@@ -1,13 +1,20 @@
-"""What the journal knows of a disk, for people and for programs."""
+"""What has become of a disk on record: what the datastore says, and how people are told."""
 
 import time
 
 import msgspec
+import structlog
 
 from flatship_protocol.constants import CHUNK_SIZE
+from flatship_protocol.errors import DiskError
+from flatship_receiver import vmdk
+from flatship_receiver.datastores.base import Datastore
+from flatship_receiver.descriptor_text import DescriptorError
 from flatship_receiver.journal import ImageRecord, ImageState, Journal
 from flatship_service.printable import printable
 from flatship_service.units import format_size
+
+log = structlog.get_logger()
 
 
 class KnownImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +56,16 @@ def describe(image: ImageRecord, journal: Journal) -> KnownImage:
         completed=image.completed,
         root=image.root.hex() if image.root else None,
     )
+
+
+def stands(datastore: Datastore, image: ImageRecord) -> bool:
+    """Whether the disk under the image's name is that image. Blocks."""
+    try:
+        text = datastore.descriptor(image.vm, image.disk)
+        return text is not None and vmdk.uuid_of(vmdk.parse(text)) == image.uuid
+    except (DescriptorError, DiskError) as error:
+        log.warning("cannot tell what was published", vm=image.vm, reason=str(error))
+        return False
 
 
 def image_line(image: KnownImage) -> str:

@@ -51,6 +51,7 @@ from flatship_receiver.completion import Completion
 from flatship_receiver.datastores.base import Image, ImageRequest
 from flatship_receiver.facilities import Facilities, Store
 from flatship_receiver.holdings import Holdings, are_on_medium
+from flatship_receiver.images import stands
 from flatship_receiver.journal import ImageRecord, ImageState, Journal, JournalError
 from flatship_receiver.proof import RunningProof
 from flatship_receiver.store import store
@@ -118,6 +119,7 @@ class DiskIntake:
         self._send = send
         self._shared = facilities
         self._resumes = resumes
+        self._standing: bytes | None = None  # root of this very disk, if it was published before
         self._layout = vmdk.Layout(
             opening.format, opening.provisioning, opening.adapter, opening.hardware_version
         )
@@ -150,7 +152,10 @@ class DiskIntake:
             if self.opening.dry_run:
                 return
             await self._receive()
-            await self._finish()
+            if self._standing is None:
+                await self._finish()
+            else:
+                await self._say_proven(self._standing, 0, published=True)
         except TransferError as error:
             self.fail(error)
             await self._failed(error)
@@ -170,6 +175,7 @@ class DiskIntake:
         self._storing += 1
         started = time.monotonic()
         try:
+            self._require_not_standing()
             if self._failure is not None:
                 return
             assert self._image is not None
@@ -196,6 +202,7 @@ class DiskIntake:
         """Make a run of zeros that the session accepted."""
         self._storing += 1
         try:
+            self._require_not_standing()
             await self._held.let_go(message.offset, message.length)
             end = message.offset + message.length
             for start in range(message.offset, end, ZERO_SLICE):
@@ -258,6 +265,8 @@ class DiskIntake:
         check_name(opening.name)
         capacity = vmdk.round_capacity(opening.size)
         vmdk.check_capacity(capacity, self._layout)
+        if await self._stands(capacity):
+            return
         thin = opening.provisioning is Provisioning.THIN
         resumed = not opening.dry_run and await self._resume(capacity)
         if not resumed:
@@ -291,6 +300,49 @@ class DiskIntake:
         return ImageRequest(
             opening.vm, opening.name, capacity, self._layout, replace=opening.replace, uuid=uuid
         )
+
+    async def _stands(self, capacity: int) -> bool:
+        """Whether this very disk was published already and its sender has not heard of it.
+
+        Then it is told so as by HELD, and the proof of that time is repeated to it if it
+        reads the same again. What it sends anew cannot be taken.
+        """
+        opening, shared, datastore = self.opening, self._shared, self._store.datastore
+        if not (self._resumes and opening.in_doubt):
+            return False
+        record = await shared.journal.run(
+            Journal.image_at, datastore.name, opening.vm, opening.name
+        )
+        if record is None or record.state is not ImageState.COMPLETE:
+            return False
+        ours = self._new_record(capacity)
+        if ours != replace(
+            record,
+            uuid=ours.uuid,
+            created=ours.created,
+            state=ours.state,
+            root=None,
+            completed=None,
+        ):
+            return False
+        if not await shared.slow_workers.run(stands, datastore, record):
+            return False
+        self.uuid, self._standing = record.uuid, record.root
+        self._held = Holdings(shared.journal, record.uuid, opening.size)
+        await self._held.load()
+        for offset, length in self._held.ranges:
+            self._session.holds(opening.disk, offset, length)
+        if self._session.opened(opening.disk):
+            await self._send(DiskOpened(opening.disk, opening.pass_number, self.uuid, capacity, 0))
+            await self._say_held()
+        return True
+
+    def _require_not_standing(self) -> None:
+        if self._standing is not None:
+            raise DatastoreError(
+                "the disk was published before, and its source is another now",
+                ErrorCode.DISK_EXISTS,
+            )
 
     async def _resume(self, capacity: int) -> bool:
         """Go on with the incomplete image of this very disk, if it is to be trusted."""
@@ -481,9 +533,11 @@ class DiskIntake:
         state = "complete" if published else "unpublished"
         shared.metrics.disk_state(opening.vm, opening.name, state)
         self._log.info("disk " + state, root=root.hex(), reread=reread)
-        await self._send(
-            DiskProven(opening.disk, opening.pass_number, reread, root, published=published)
-        )
+        await self._say_proven(root, reread, published=published)
+
+    async def _say_proven(self, root: bytes, reread: int, *, published: bool) -> None:
+        disk, pass_number = self.opening.disk, self.opening.pass_number
+        await self._send(DiskProven(disk, pass_number, reread, root, published=published))
 
     async def _record(self, state: ImageState, root: bytes | None = None) -> None:
         await self._shared.journal.run(

@@ -125,6 +125,7 @@ class Incarnations:
             waited = self._persistence.waited(now)
             raise PatienceEnded(lost_by, waited, missing, self._command) from lost_by
         following = self._claim.renew()
+        lost = [job.again() for job in lost]
         for job in lost:
             job.progress.begin_again()
         waited_for = self._progress.waiting

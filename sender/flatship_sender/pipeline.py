@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, Protocol
 
@@ -115,6 +115,11 @@ class Job:
     source: BlockSource
     opening: OpenDisk
     progress: DiskProgress
+
+    def again(self) -> "Job":
+        """The same for another session, after one was lost: it may have been all but over."""
+        in_doubt = self.opening.in_doubt or self.progress.root is not None
+        return replace(self, opening=replace(self.opening, in_doubt=in_doubt))
 
 
 class Observer(Protocol):

@@ -403,6 +403,7 @@ class World:
         live: bool = False,
         dry_run: bool = False,
         replace: bool = False,
+        in_doubt: bool = False,
         hear: Callable[[Message], Message] = lambda message: message,
     ) -> tuple[Transfer, Client]:
         """A sender with one disk a source: ``web``, ``web_1`` …
@@ -428,6 +429,7 @@ class World:
                     replace=replace,
                     live=live,
                     dry_run=dry_run,
+                    in_doubt=in_doubt,
                 ),
                 DiskProgress(source.name, f"web/{number}", source.size),
             )

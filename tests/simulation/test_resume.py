@@ -11,8 +11,8 @@ import pytest
 from fakes import Faults, FaultyDatastore, World, world
 from test_in_process_transfers import MIB, only, padded, published, run, send, until
 
-from flatship_protocol.errors import ErrorCode, TransferError
-from flatship_protocol.messages import Held, Message
+from flatship_protocol.errors import ConnectionLost, ErrorCode, TransferError
+from flatship_protocol.messages import DiskProven, Held, Message
 from flatship_receiver.journal import ImageState, Journal
 from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import TransferState
@@ -252,3 +252,59 @@ def test_sessions_lost_again_and_again_come_to_an_end(
         source[random.randrange(SIZE)] ^= 0xFF  # the guest ran in between
     assert finished
     assert published(store, "web") == padded(bytes(source))
+
+
+def test_a_sender_that_missed_the_last_word_hears_it_again(tmp_path: Path) -> None:
+    store = FaultyDatastore(1 << 30)
+
+    def deaf(message: Message) -> Message:
+        if isinstance(message, DiskProven):
+            raise ConnectionLost("the link broke")
+        return message
+
+    async def scenario() -> None:
+        async with world(tmp_path, store) as at:
+            with pytest.raises(TransferError):
+                await send(at, MemorySource(data()), hear=deaf)
+            assert published(store, "web") == padded(data())
+            written = len(store.log)
+            done = await send(at, MemorySource(data()), epoch=2)
+            assert only(done).error_code is ErrorCode.DISK_EXISTS  # who asks without doubt
+            done = await send(at, MemorySource(data()), epoch=3, in_doubt=True)
+            assert only(done).state is TransferState.PUBLISHED
+            assert only(done).sent == 0
+            assert len(store.log) == written
+
+    run(scenario)
+    assert published(store, "web") == padded(data())
+
+
+@pytest.mark.parametrize("place", [5, 3 * MIB])
+def test_a_published_disk_whose_source_changed_is_not_touched(tmp_path: Path, place: int) -> None:
+    store = FaultyDatastore(1 << 30)
+    changed = bytearray(data())
+    changed[place] ^= 1
+
+    async def scenario() -> None:
+        async with world(tmp_path, store) as at:
+            await send(at, MemorySource(data()))
+            done = await send(at, MemorySource(bytes(changed)), epoch=2, in_doubt=True)
+            assert only(done).error_code is ErrorCode.DISK_EXISTS
+
+    run(scenario)
+    assert published(store, "web") == padded(data())
+
+
+def test_a_disk_that_was_published_and_is_gone_is_sent_anew(tmp_path: Path) -> None:
+    store = FaultyDatastore(1 << 30)
+
+    async def scenario() -> None:
+        async with world(tmp_path, store) as at:
+            await send(at, MemorySource(data()))
+            store.memory._disks.clear()
+            done = await send(at, MemorySource(data()), epoch=2, in_doubt=True)
+            assert only(done).state is TransferState.PUBLISHED
+            assert only(done).held == 0
+
+    run(scenario)
+    assert published(store, "web") == padded(data())

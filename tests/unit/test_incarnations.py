@@ -14,6 +14,7 @@ from flatship_protocol.errors import (
     StaleEpoch,
     TransferError,
 )
+from flatship_protocol.messages import Adapter, DiskFormat, OpenDisk, Provisioning
 from flatship_sender.claims import claim
 from flatship_sender.client import SessionName
 from flatship_sender.incarnations import Incarnations
@@ -101,6 +102,11 @@ class FakeTransfer:
         disk.error, disk.error_code, disk.exit_code = str(error), error.code, error.exit_code
 
 
+def opening(number: int) -> OpenDisk:
+    kinds = (DiskFormat.VMFS, Provisioning.THIN, Adapter.LSILOGIC, 14)
+    return OpenDisk(number, 1, 1024, 0, bytes(32), *kinds, "", "web", f"web_{number}")
+
+
 class World:
     def __init__(self, *scripts: Script, disks: int = 1) -> None:
         self.scripts = list(scripts)
@@ -108,9 +114,11 @@ class World:
         self.progress = TransferProgress(
             "esx", "web", [DiskProgress("s", f"web/{number}", 1000) for number in range(disks)]
         )
-        opening: Any = None
         source: Any = None
-        self.jobs = [Job(source, opening, disk) for disk in self.progress.disks]
+        self.jobs = [
+            Job(source, opening(number), disk) for number, disk in enumerate(self.progress.disks)
+        ]
+        self.in_doubt: list[list[bool]] = []
         self.begun: list[tuple[int, list[DiskProgress]]] = []  # epoch, disks
         self.delays: list[float] = []
         self.seen_waiting: list[bool] = []
@@ -124,6 +132,7 @@ class World:
         self, jobs: Sequence[Job], session: SessionName, on_open: Callable[[], None]
     ) -> tuple[Any, Any]:
         self.begun.append((session.epoch, [job.progress for job in jobs]))
+        self.in_doubt.append([job.opening.in_doubt for job in jobs])
         transfer = FakeTransfer(self, jobs, on_open)
         return transfer, transfer.client
 
@@ -315,3 +324,13 @@ def test_an_epoch_that_cannot_be_noted_begins_no_session(
         world.run(tmp_path)
     assert len(world.begun) == 1
     assert world.progress.disks[0].state is TransferState.FAILED
+
+
+def test_a_disk_whose_last_word_was_lost_is_in_doubt_in_every_later_session(
+    tmp_path: Path,
+) -> None:
+    lost = Script(LOST, opens=True)
+    world = World(lost, Script(LOST), Script(publishes=[0, 1]), disks=2)
+    world.progress.disks[1].root = bytes(32)  # END_PASS may have gone out
+    world.run(tmp_path)
+    assert world.in_doubt == [[False, False], [False, True], [False, True]]

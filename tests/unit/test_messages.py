@@ -166,6 +166,7 @@ ENCODINGS: dict[str, tuple[Message, bytes]] = {
     "OPEN_DISK replace": (open_disk(replace=True), about_disk(0x03, open_body(), flags=1)),
     "OPEN_DISK live": (open_disk(live=True), about_disk(0x03, open_body(), flags=2)),
     "OPEN_DISK dry run": (open_disk(dry_run=True), about_disk(0x03, open_body(), flags=4)),
+    "OPEN_DISK in doubt": (open_disk(in_doubt=True), about_disk(0x03, open_body(), flags=8)),
     "DISK_OPENED": (
         DiskOpened(3, 2, ID, 7 << 20, 9),
         about_disk(0x04, ID + u64(7 << 20) + u64(9)),
@@ -280,7 +281,7 @@ def test_body_that_its_header_calls_longer_than_the_message_is_refused(encoded: 
 
 @pytest.mark.parametrize("encoded", PLAINTEXTS.values(), ids=PLAINTEXTS)
 def test_undefined_flag_is_refused(encoded: bytes) -> None:
-    defined = {0x03: 7, 0x07: 1, 0x0C: 1, 0x0D: 1, 0x40: 3}.get(encoded[0], 0)
+    defined = {0x03: 15, 0x07: 1, 0x0C: 1, 0x0D: 1, 0x40: 3}.get(encoded[0], 0)
     for bit in range(8):
         if not defined >> bit & 1:
             refuses(encoded[:1] + u8(encoded[1] | 1 << bit) + encoded[2:], "flags")

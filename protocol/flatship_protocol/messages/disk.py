@@ -56,10 +56,12 @@ class OpenDisk(DiskMessage):
         replace: An existing disk of that name may be replaced.
         live: The source is in use; this pass is never published.
         dry_run: Answer, create nothing.
+        in_doubt: An earlier session may have sent END_PASS for it, and did not
+            hear what came of it. With capability RESUME only.
     """
 
     TYPE: ClassVar = MessageType.OPEN_DISK
-    FLAGS: ClassVar = 0b111
+    FLAGS: ClassVar = 0b1111
 
     size: int
     reserve: int
@@ -74,9 +76,10 @@ class OpenDisk(DiskMessage):
     replace: bool = False
     live: bool = False
     dry_run: bool = False
+    in_doubt: bool = False
 
     def _flags(self) -> int:
-        return self.replace | self.live << 1 | self.dry_run << 2
+        return self.replace | self.live << 1 | self.dry_run << 2 | self.in_doubt << 3
 
     def _body(self) -> bytes:
         return _OPEN_DISK.pack(
@@ -121,6 +124,7 @@ class OpenDisk(DiskMessage):
             replace=bool(flags & 1),
             live=bool(flags & 2),
             dry_run=bool(flags & 4),
+            in_doubt=bool(flags & 8),
         )
 
 

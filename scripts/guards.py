@@ -1,0 +1,253 @@
+#!/usr/bin/env python3
+"""Removes one guard after another, in a copy of the tree, and sees a test fail for each.
+
+A guard that no test misses is one that the next change may lose without
+anybody noticing. The copy is removed at the end; the checkout stays as it is.
+Exits 1 if a guard is not missed, or is no longer where this list says.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("protocol", "sender", "receiver", "service")
+TIMEOUT = 150.0  # seconds; without a guard a test may also wait in vain
+
+RESUME = "tests/simulation/test_resume.py"
+TRANSFERS = "tests/simulation/test_in_process_transfers.py"
+STORE = "tests/unit/test_local_datastore.py"
+PROOF = "tests/unit/test_proof.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A piece of code, what stands in its place without it, and the tests that must miss it."""
+
+    name: str
+    file: str
+    code: str
+    without: str
+    tests: tuple[str, ...]
+
+
+RECEIVER = "receiver/flatship_receiver"
+SENDER = "sender/flatship_sender"
+PROTOCOL = "protocol/flatship_protocol"
+
+GUARDS = (
+    Guard(
+        "a chunk is on record only after its flush",
+        f"{RECEIVER}/pipeline.py",
+        "            await self._shared.slow_workers.run(self._image.flush)\n        finally:",
+        "            await self._shared.journal.run(Journal.hold, self.uuid, list(_runs(batch)))\n"
+        "            await self._shared.slow_workers.run(self._image.flush)\n        finally:",
+        (RESUME,),
+    ),
+    Guard(
+        "STORED only after the flush",
+        f"{RECEIVER}/pipeline.py",
+        "            await self._shared.slow_workers.run(self._image.flush)\n        finally:",
+        "            pass\n        finally:",
+        (TRANSFERS, RESUME),
+    ),
+    Guard(
+        "what is written again is off the record first",
+        f"{RECEIVER}/holdings.py",
+        "        await self._journal.run(Journal.let_go, self._uuid, first, count)\n",
+        "        del first, count\n",
+        ("tests/unit/test_holdings.py",),
+    ),
+    Guard(
+        "a sample is read before the record is believed",
+        f"{RECEIVER}/holdings.py",
+        "        if chunk_digest(buffer) != digest:\n            return False\n",
+        "        del digest\n",
+        (RESUME,),
+    ),
+    Guard(
+        "only the same source is gone on with",
+        f"{RECEIVER}/pipeline.py",
+        "if self._resumes and same == record:",
+        "if self._resumes:",
+        (RESUME,),
+    ),
+    Guard(
+        "files of a disk that failed are not kept",
+        f"{RECEIVER}/pipeline.py",
+        "return self._resumes and self._on_record and isinstance(self._failure, Abandoned)",
+        "return self._resumes and self._on_record",
+        (RESUME,),
+    ),
+    Guard(
+        "incomplete files are known by their uuid",
+        f"{RECEIVER}/datastores/local_image.py",
+        "whole = _image_named_in(lock_fd) == request.uuid and",
+        "whole =",
+        ("tests/conformance/test_datastores.py",),
+    ),
+    Guard(
+        "the sender compares what it read with what is held",
+        f"{SENDER}/prepare.py",
+        "    if digest == held:",
+        "    if held is not None:",
+        (RESUME,),
+    ),
+    Guard(
+        "the re-read is compared with the record",
+        f"{RECEIVER}/proof.py",
+        "        if found != recorded:\n",
+        "        if False:\n",
+        (PROOF,),
+    ),
+    Guard(
+        "the re-read behind the writers is compared",
+        f"{RECEIVER}/proof.py",
+        "(place + 1) * CHUNK_SIZE]) != digest:",
+        "(place + 1) * CHUNK_SIZE]) == b'':",
+        ("tests/unit/test_running_proof.py",),
+    ),
+    Guard(
+        "the sender compares the root that was proven",
+        f"{SENDER}/pipeline.py",
+        "        if proven.root_digest != root:\n            raise RootDiffers\n",
+        "",
+        (TRANSFERS,),
+    ),
+    Guard(
+        "a re-read through the cache only where the cache is empty",
+        f"{RECEIVER}/datastores/flat.py",
+        "        if left != 0:\n            return False\n",
+        "",
+        (STORE,),
+    ),
+    Guard(
+        "an image's folder is synced",
+        f"{RECEIVER}/datastores/folder.py",
+        "        os.fsync(self.fd)\n",
+        "        pass\n",
+        (STORE, "tests/unit/test_journal.py"),
+    ),
+    Guard(
+        "extents are synced before they are published",
+        f"{RECEIVER}/datastores/local_image.py",
+        "            self._sync(FlatExtent.sync)\n",
+        "",
+        (STORE,),
+    ),
+    Guard(
+        "the digest of a chunk is checked before it is written",
+        f"{RECEIVER}/store.py",
+        "    if chunk_digest(data) != chunk.digest:\n        raise DigestMismatch(chunk.offset)\n",
+        "    del data, chunk\n",
+        ("tests/unit/test_store.py",),
+    ),
+    Guard(
+        "an epoch that is over is refused",
+        f"{PROTOCOL}/session.py",
+        "    if theirs != ours:\n",
+        "    if False:\n",
+        ("tests/unit/test_session.py",),
+    ),
+    Guard(
+        "an epoch is claimed once",
+        f"{RECEIVER}/journal.py",
+        "            if row is not None and claimed <= row[0]:\n",
+        "            if row is not None and claimed < row[0]:\n",
+        ("tests/unit/test_journal.py",),
+    ),
+    Guard(
+        "a record number is used once",
+        f"{PROTOCOL}/records.py",
+        "        direction.sequence += 1\n        header = ",
+        "        header = ",
+        ("tests/unit/test_records.py",),
+    ),
+    Guard(
+        "no symbolic link is followed in a datastore",
+        f"{RECEIVER}/datastores/folder.py",
+        "os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK",
+        "os.O_CLOEXEC | os.O_NONBLOCK",
+        (STORE,),
+    ),
+    Guard(
+        "credit is held to",
+        f"{PROTOCOL}/session.py",
+        "        if self.outstanding + message.length > self.credit:\n",
+        "        if False:\n",
+        ("tests/unit/test_session.py",),
+    ),
+)
+
+
+def main() -> int:
+    """Try every guard and print the table."""
+    missing = 0
+    with tempfile.TemporaryDirectory(prefix="flatship-guards-") as name:
+        tree = Path(name)
+        _copy(tree)
+        print("| guard | without it |\n|---|---|")
+        for guard in GUARDS:
+            verdict = _without(guard, tree)
+            missing += verdict is None
+            print(f"| {guard.name} | {verdict or '**no test fails**'} |", flush=True)
+    print(f"\n{len(GUARDS) - missing} passed, {missing} failed")
+    return 1 if missing else 0
+
+
+def _copy(tree: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for file in listed:
+        if (ROOT / file).is_file():
+            (tree / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / file, tree / file)
+
+
+def _without(guard: Guard, tree: Path) -> str | None:
+    """The test that failed without the guard; None if none did."""
+    path = tree / guard.file
+    whole = path.read_text()
+    if whole.count(guard.code) != 1:
+        raise SystemExit(f"guards: {guard.file} has {guard.code!r} {whole.count(guard.code)} times")
+    path.write_text(whole.replace(guard.code, guard.without))
+    try:
+        return _first_failure(guard.tests, tree)
+    finally:
+        path.write_text(whole)
+
+
+def _first_failure(tests: tuple[str, ...], tree: Path) -> str | None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(tree / package) for package in PACKAGES),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    try:
+        finished = subprocess.run(
+            command,
+            cwd=tree,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"hangs for more than {TIMEOUT:.0f} s"
+    failed = [line for line in finished.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return f"`{failed[0].split()[1].rpartition('::')[2]}`" if failed else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
