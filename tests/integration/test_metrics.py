@@ -110,7 +110,6 @@ def test_what_is_skipped_is_counted_at_both_ends(paired: Pair, tmp_path: Path) -
 def test_after_interrupted_transfers_nothing_is_in_flight(paired: Pair, sending: Running) -> None:
     moves(lambda: paired.receiver.metrics().value("flatship_receiver_written_bytes_total"))
     sending.kill()
-    wait_until(lambda: paired.receiver.files(VM) == [], "the incomplete files are removed")
     wait_until(
         lambda: paired.receiver.metrics().value("flatship_receiver_active_connections") == 0,
         "connections are counted down",
