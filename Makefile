@@ -7,7 +7,7 @@ BENCH_READY := .venv/.ready-bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test bench lint lock clean
+.PHONY: help demo check test guards bench lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -23,6 +23,10 @@ check: lint ## formatting, lint, types, import rules, unit and conformance tests
 test: lint ## check, and every other test: simulation, fuzzing, real processes
 	@scripts/debian-packages test
 	@$(PYTHON) -m pytest
+
+guards: $(VENV_READY) ## remove one guard after another, and see a test fail for each
+	@scripts/debian-packages test
+	@$(PYTHON) scripts/guards.py
 
 bench: $(BENCH_READY) ## Flatship and its peers side by side; results in tests/benchmarks/results
 	@scripts/debian-packages bench
