@@ -43,7 +43,7 @@ ADAPTERS: Final = {kind.name.lower(): kind for kind in Adapter}
 DRY_RUN_NOTE: Final = "dry run: the receiver would take this; nothing was sent"
 LIVE_NOTE: Final = (
     "not published: a source that is in use makes no disk to boot from;"
-    " shut the guest down and send it again without --live"
+    " shut the guest down and send it again without --live: then only what changed is sent"
 )
 
 

@@ -308,3 +308,21 @@ def test_a_disk_that_was_published_and_is_gone_is_sent_anew(tmp_path: Path) -> N
 
     run(scenario)
     assert published(store, "web") == padded(data())
+
+
+def test_after_a_live_pass_only_what_changed_is_sent(tmp_path: Path) -> None:
+    store = FaultyDatastore(1 << 30)
+    changed = bytearray(data())
+    changed[7 * MIB] ^= 1
+
+    async def scenario() -> None:
+        async with world(tmp_path, store) as at:
+            done = await send(at, MemorySource(data()), live=True)
+            assert only(done).state is TransferState.UNPUBLISHED
+            assert not store.memory.disks
+            done, _ = await resumed(at, MemorySource(bytes(changed)))
+            assert only(done).state is TransferState.PUBLISHED
+            assert only(done).sent == MIB
+
+    run(scenario)
+    assert published(store, "web") == padded(bytes(changed))
