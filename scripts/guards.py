@@ -130,7 +130,7 @@ GUARDS = (
         f"{RECEIVER}/datastores/folder.py",
         "        os.fsync(self.fd)\n",
         "        pass\n",
-        (STORE, "tests/unit/test_journal.py"),
+        (STORE,),
     ),
     Guard(
         "extents are synced before they are published",

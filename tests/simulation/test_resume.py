@@ -4,11 +4,12 @@ The oracle is independent of the protocol's digests: bytes are compared with byt
 """
 
 import asyncio
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
 import pytest
-from fakes import Faults, FaultyDatastore, World, world
+from fakes import Faults, FaultyDatastore, FaultyImage, World, world
 from test_in_process_transfers import MIB, only, padded, published, run, send, until
 
 from flatship_protocol.errors import ConnectionLost, ErrorCode, TransferError
@@ -326,3 +327,39 @@ def test_after_a_live_pass_only_what_changed_is_sent(tmp_path: Path) -> None:
 
     run(scenario)
     assert published(store, "web") == padded(bytes(changed))
+
+
+def test_nothing_is_on_record_before_it_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FaultyDatastore(1 << 30)
+    store.volatile = True  # keeps account of what is not flushed
+    flush = FaultyImage.flush
+    looks: list[set[int]] = []
+
+    def on_record() -> set[int]:
+        with closing(Journal.open_read_only(tmp_path)) as journal:
+            (image,) = journal.images()
+            return {
+                chunk
+                for number in journal.held_segments(image.uuid)
+                for first, count, _ in journal.held_in(image.uuid, number)
+                for chunk in range(first, first + count)
+            }
+
+    def looking(image: FaultyImage) -> None:
+        unflushed = {offset // MIB for offset, _ in image._unflushed}
+        looks.append(unflushed & on_record())
+        flush(image)
+        looks.append(unflushed & on_record())
+
+    monkeypatch.setattr(FaultyImage, "flush", looking)
+
+    async def scenario() -> None:
+        async with world(tmp_path, store) as at:
+            done = await send(at, MemorySource(data()))
+            assert only(done).state is TransferState.PUBLISHED
+
+    run(scenario)
+    assert len(looks) >= 2
+    assert not any(looks)

@@ -1271,3 +1271,14 @@ def test_replaced_disk_keeps_extents_that_are_not_its_own(
     (tmp_path / "web/web01.vmdk").write_bytes(old.replace(b"web01-flat", b"other-flat"))
     make_disk(datastore, REPLACE, b"n")
     assert (tmp_path / "web/other-flat.vmdk").read_bytes() == b"mine"
+
+
+def test_a_folder_is_synced_by_its_own_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    folder = Folder.open(str(tmp_path))
+    folder.sync()
+    assert synced == [str(tmp_path)]
+    folder.close()
