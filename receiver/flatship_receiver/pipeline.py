@@ -371,10 +371,6 @@ class DiskIntake:
                 self._log.warning("the datastore lost what is on record; the disk starts over")
                 await shared.slow_workers.run(image.abort)
                 self._image = None
-        self._log.info("an incomplete image is replaced", image=record.uuid.hex())
-        await shared.journal.run(
-            Journal.set_state, record.uuid, ImageState.DISCARDED, when=time.time()
-        )
         return False
 
     async def _say_held(self) -> None:
@@ -404,11 +400,23 @@ class DiskIntake:
         record = self._new_record(capacity)
         image = await shared.slow_workers.run(self._store.datastore.create, request)
         self._image = image
+        await self._forget_replaced()
         await shared.journal.run(Journal.begin_image, record)
         self._on_record = True
         if capacity > opening.size:  # only eager disks have something to write for that
             await shared.slow_workers.run(image.zero, opening.size, capacity - opening.size)
         self._log.info("disk opened", size=opening.size, datastore=record.datastore)
+
+    async def _forget_replaced(self) -> None:
+        """Take off the record what ``create`` has replaced; not sooner, it may be in use."""
+        journal, datastore = self._shared.journal, self._store.datastore.name
+        replaced = await journal.run(
+            Journal.resumable, datastore, self.opening.vm, self.opening.name
+        )
+        if replaced is not None:
+            self._log.info("an incomplete image is replaced", image=replaced.uuid.hex())
+            discarded = ImageState.DISCARDED
+            await journal.run(Journal.set_state, replaced.uuid, discarded, when=time.time())
 
     def _begin(self) -> None:
         assert self._image is not None

@@ -12,7 +12,7 @@ import pytest
 from fakes import Faults, FaultyDatastore, FaultyImage, World, world
 from test_in_process_transfers import MIB, only, padded, published, run, send, until
 
-from flatship_protocol.errors import ConnectionLost, ErrorCode, TransferError
+from flatship_protocol.errors import ConnectionLost, DatastoreError, ErrorCode, TransferError
 from flatship_protocol.messages import DiskProven, Held, Message
 from flatship_receiver.journal import ImageState, Journal
 from flatship_sender.pipeline import Transfer
@@ -363,3 +363,23 @@ def test_nothing_is_on_record_before_it_is_flushed(
     run(scenario)
     assert len(looks) >= 2
     assert not any(looks)
+
+
+def test_an_attempt_that_is_refused_costs_what_is_incomplete_nothing(tmp_path: Path) -> None:
+    store = FaultyDatastore(1 << 30)
+
+    def refuse(_: object) -> None:
+        raise DatastoreError("another transfer is writing it", ErrorCode.DISK_BUSY)
+
+    async def scenario() -> None:
+        async with world(tmp_path, store, to_receiver=slow) as at:
+            acknowledged = await interrupted(at, MemorySource(data()))
+            store.check = refuse
+            done = await send(at, MemorySource(data(), name="other"), epoch=2)
+            assert only(done).error_code is ErrorCode.DISK_BUSY
+            done, _ = await resumed(at, MemorySource(data()), epoch=3)
+            assert only(done).state is TransferState.PUBLISHED
+            assert only(done).held >= acknowledged
+
+    run(scenario)
+    assert published(store, "web") == padded(data())
