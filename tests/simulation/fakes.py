@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
+
+from network import Faults, MemoryStream, link
 
 from flatship_protocol.connection import (
     MAX_CIPHERTEXT_TO_SENDER,
@@ -21,13 +22,7 @@ from flatship_protocol.connection import (
 )
 from flatship_protocol.constants import MAX_CIPHERTEXT, PAGE_SIZE
 from flatship_protocol.endpoint import Endpoint
-from flatship_protocol.errors import (
-    ConnectionClosed,
-    ConnectionLost,
-    DatastoreError,
-    ErrorCode,
-    TransferError,
-)
+from flatship_protocol.errors import DatastoreError, ErrorCode, TransferError
 from flatship_protocol.handshake import INITIATION_SIZE, Responder, public_key
 from flatship_protocol.messages import (
     Adapter,
@@ -60,158 +55,6 @@ SENDER_KEY = bytes([21]) * 32
 RECEIVER_KEY = bytes([22]) * 32
 PSK = bytes([23]) * 32
 SESSION_ID = bytes(range(16))
-PIPE_CAPACITY = 256 * 1024  # bytes in flight in one direction; more makes the writer wait
-
-
-@dataclass(slots=True)
-class Faults:
-    """What one direction of a link does to its bytes.
-
-    ``cut_after`` bytes the link breaks in both directions; from ``stall_after`` bytes on
-    it takes nothing any more and says nothing; at ``flip_at`` one bit is wrong. With
-    ``fragments`` every read and write is split where it says.
-    """
-
-    cut_after: int | None = None
-    stall_after: int | None = None
-    flip_at: int | None = None
-    fragments: Random | None = None
-
-
-class Pipe:
-    """One direction: bytes on their way, in order."""
-
-    def __init__(self, faults: Faults) -> None:
-        self.faults = faults
-        self.carried = 0
-        self.twin: Pipe | None = None  # the link's other direction
-        self._buffer = bytearray()
-        self._ended = False
-        self._broken = False
-        self._changed = asyncio.Event()
-
-    async def write(self, view: memoryview, closed: Callable[[], bool]) -> None:
-        """Put all of ``view`` on the way; waits while the pipe is full."""
-        while view:
-            if closed() or self._broken or self._ended:
-                raise ConnectionLost("the link broke")
-            room = self._room(len(view))
-            if not room:
-                await self._change()
-                continue
-            self._put(bytes(view[:room]))
-            view = view[room:]
-            if self.faults.fragments is not None:
-                await asyncio.sleep(0)
-
-    async def read_some(self, view: memoryview, closed: Callable[[], bool]) -> int:
-        """Move what is there to ``view``; 0 at the end."""
-        while not self._buffer:
-            if closed() or self._broken:
-                raise ConnectionLost("the link broke")
-            if self._ended:
-                return 0
-            await self._change()
-        count = min(len(view), len(self._buffer), self._fragment())
-        view[:count] = self._buffer[:count]
-        del self._buffer[:count]
-        self.wake()
-        return count
-
-    def end(self) -> None:
-        """Nothing follows what is on its way."""
-        self._ended = True
-        self.wake()
-
-    def break_(self) -> None:
-        """Lose what is on its way."""
-        self._broken = True
-        self._buffer.clear()
-        self.wake()
-
-    def wake(self) -> None:
-        """Let both ends look again."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _change(self) -> None:
-        await self._changed.wait()
-
-    def _fragment(self) -> int:
-        fragments = self.faults.fragments
-        return PIPE_CAPACITY if fragments is None else fragments.choice((1, 7, 8, 500, 70_000))
-
-    def _room(self, wanted: int) -> int:
-        room = min(wanted, PIPE_CAPACITY - len(self._buffer), self._fragment())
-        for limit in (self.faults.stall_after, self.faults.cut_after):
-            if limit is not None:
-                room = min(room, limit - self.carried)
-        return max(0, room)
-
-    def _put(self, data: bytes) -> None:
-        start, self.carried = self.carried, self.carried + len(data)
-        flip = self.faults.flip_at
-        if flip is not None and start <= flip < self.carried:
-            spoiled = bytearray(data)
-            spoiled[flip - start] ^= 1
-            data = bytes(spoiled)
-        self._buffer += data
-        self.wake()
-        if self.carried == self.faults.cut_after:
-            self.break_()
-            if self.twin is not None:
-                self.twin.break_()
-
-
-class MemoryStream:
-    """One end of a link: a ``Stream``."""
-
-    def __init__(self, peer: str, incoming: Pipe, outgoing: Pipe) -> None:
-        self.peer = peer
-        self.closed = False
-        self._incoming = incoming
-        self._outgoing = outgoing
-        self._loop = asyncio.get_running_loop()
-        self.moved_at = self._loop.time()
-
-    async def read_exactly(self, view: memoryview) -> None:
-        """See Stream."""
-        while view:
-            count = await self._incoming.read_some(view, lambda: self.closed)
-            if count == 0:
-                raise ConnectionClosed(f"{self.peer} closed the connection")
-            self.moved_at = self._loop.time()
-            view = view[count:]
-
-    async def write_all(self, view: memoryview) -> None:
-        """See Stream."""
-        await self._outgoing.write(view, lambda: self.closed)
-        self.moved_at = self._loop.time()
-
-    async def drain(self, seconds: float) -> None:
-        """See Stream."""
-        self._outgoing.end()
-        rest = memoryview(bytearray(PIPE_CAPACITY))
-        try:
-            async with asyncio.timeout(seconds):
-                while await self._incoming.read_some(rest, lambda: self.closed):
-                    pass
-        except (TimeoutError, ConnectionLost):
-            return
-
-    def close(self) -> None:
-        """See Stream. What was written still arrives; what comes is lost."""
-        self.closed = True
-        self._outgoing.end()
-        self._incoming.end()
-
-
-def link(to_receiver: Faults, to_sender: Faults) -> tuple[MemoryStream, MemoryStream]:
-    """The sender's and the receiver's end of a fresh link."""
-    there, back = Pipe(to_receiver), Pipe(to_sender)
-    there.twin, back.twin = back, there
-    return MemoryStream("receiver", back, there), MemoryStream("sender", there, back)
-
 
 class FaultyDatastore:
     """A ``MemoryDatastore`` whose images log what is done to them and fail when told to.

@@ -11,7 +11,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fakes import Faults, FaultyDatastore, World, world
+from fakes import FaultyDatastore, World, world
+from network import Faults
 
 from flatship_protocol.connection import Connection
 from flatship_protocol.constants import CHUNK_SIZE, MAX_DISK_SIZE

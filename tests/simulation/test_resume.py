@@ -9,7 +9,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fakes import Faults, FaultyDatastore, FaultyImage, World, world
+from fakes import FaultyDatastore, FaultyImage, World, world
+from network import Faults
 from test_in_process_transfers import MIB, only, padded, published, run, send, until
 
 from flatship_protocol.errors import ConnectionLost, DatastoreError, ErrorCode, TransferError

@@ -11,13 +11,11 @@ from fakes import (
     RECEIVER_KEY,
     SENDER_KEY,
     SESSION_ID,
-    Faults,
     FaultyDatastore,
-    MemoryStream,
     World,
-    link,
     world,
 )
+from network import Faults, MemoryStream, link
 
 from flatship_protocol.connection import Stream, initiate
 from flatship_protocol.constants import CHUNK_SIZE
@@ -92,8 +90,7 @@ def noise(size: int) -> MemorySource:
 
 def break_all(at: World) -> None:
     for stream in at.streams:
-        stream._incoming.break_()
-        stream._outgoing.break_()
+        stream.break_()
 
 
 # Connections that cannot be made
@@ -391,7 +388,7 @@ async def close(stream: MemoryStream, _: bytes) -> None:
 
 
 async def reset(stream: MemoryStream, _: bytes) -> None:
-    stream._outgoing.break_()
+    stream.outgoing.break_()
 
 
 async def say_nothing(_: MemoryStream, initiation: bytes) -> None:
