@@ -77,10 +77,10 @@ GUARDS = (
         (RESUME,),
     ),
     Guard(
-        "files of a disk that failed are not kept",
+        "files of a disk whose proof failed are not kept",
         f"{RECEIVER}/pipeline.py",
-        "return self._resumes and self._on_record and isinstance(self._failure, Abandoned)",
-        "return self._resumes and self._on_record",
+        "return self._resumes and self._on_record and harmless and not self._doubted",
+        "return self._resumes and self._on_record and harmless",
         (RESUME,),
     ),
     Guard(

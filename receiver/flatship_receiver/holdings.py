@@ -73,9 +73,9 @@ class Holdings:
         """
         if not self.ranges.overlaps(offset, length):
             return
-        self.ranges.discard(offset, length)
         first, count = offset // CHUNK_SIZE, -(-length // CHUNK_SIZE)
         await self._journal.run(Journal.let_go, self._uuid, first, count)
+        self.ranges.discard(offset, length)
 
     async def messages(self, disk: int, pass_number: int) -> AsyncIterator[Held]:
         """The HELD messages that tell a sender; the last one is marked, and may be all."""

@@ -366,9 +366,13 @@ class Journal:
         return list(self._segment_record(image, size, number).runs())
 
     def resumable(self, datastore: str, vm: str, disk: str) -> ImageRecord | None:
-        """Return the image last begun at a place, if it is incomplete."""
+        """Return the image last begun at a place, unless it is complete or discarded.
+
+        One whose publication was begun and not recorded may stand there or be incomplete.
+        """
         found = self.image_at(datastore, vm, disk)
-        return found if found is not None and found.state is ImageState.RECEIVING else None
+        incomplete = (ImageState.RECEIVING, ImageState.PUBLISHING)
+        return found if found is not None and found.state in incomplete else None
 
     def segment(self, uuid: bytes, number: int) -> bytes | None:
         """Return the chunk digests of one digest segment, 32 bytes each, if all are on record.

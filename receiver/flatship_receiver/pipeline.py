@@ -137,6 +137,7 @@ class DiskIntake:
         self._proof: RunningProof | None = None
         self._on_record = False
         self._publishing = False
+        self._doubted = False  # the target may hold other bytes than are on record
         self._letting_go = False
         self._log = log.bind(vm=opening.vm, disk=opening.name)
 
@@ -240,6 +241,7 @@ class DiskIntake:
 
     def _proof_failed(self, error: TransferError) -> None:
         self._shared.metrics.verify_failed()
+        self._doubted = True
         self.fail(error)
 
     def _note(self, written: Written) -> None:
@@ -352,25 +354,34 @@ class DiskIntake:
         )
         if record is None:
             return False
-        same = replace(self._new_record(capacity), uuid=record.uuid, created=record.created)
+        same = replace(
+            self._new_record(capacity),
+            uuid=record.uuid,
+            created=record.created,
+            state=record.state,
+            root=record.root,
+        )
         if self._resumes and same == record:
             image = await shared.slow_workers.run(
                 self._store.datastore.resume, self._request(record.uuid, capacity)
             )
             if image is not None:
-                self._image = image
+                fresh, self.uuid = self.uuid, record.uuid
+                self._image, self._on_record = image, True
                 held = Holdings(shared.journal, record.uuid, opening.size)
                 sample = await held.sample()
                 if await shared.slow_workers.run(are_on_medium, image, sample):
                     await held.load()
-                    self.uuid, self._on_record, self._held = record.uuid, True, held
+                    self._held = held
+                    if record.state is not ImageState.RECEIVING:
+                        await self._record(ImageState.RECEIVING)
                     for offset, length in held.ranges:
                         self._session.holds(opening.disk, offset, length)
                     self._log.info("disk resumed", held=held.ranges.total)
                     return True
                 self._log.warning("the datastore lost what is on record; the disk starts over")
                 await shared.slow_workers.run(image.abort)
-                self._image = None
+                self.uuid, self._image, self._on_record = fresh, None, False
         return False
 
     async def _say_held(self) -> None:
@@ -400,20 +411,22 @@ class DiskIntake:
         record = self._new_record(capacity)
         image = await shared.slow_workers.run(self._store.datastore.create, request)
         self._image = image
+        if capacity > opening.size:  # only eager disks have something to write for that
+            await shared.slow_workers.run(image.zero, opening.size, capacity - opening.size)
         await self._forget_replaced()
         await shared.journal.run(Journal.begin_image, record)
         self._on_record = True
-        if capacity > opening.size:  # only eager disks have something to write for that
-            await shared.slow_workers.run(image.zero, opening.size, capacity - opening.size)
         self._log.info("disk opened", size=opening.size, datastore=record.datastore)
 
     async def _forget_replaced(self) -> None:
         """Take off the record what ``create`` has replaced; not sooner, it may be in use."""
-        journal, datastore = self._shared.journal, self._store.datastore.name
+        journal, datastore = self._shared.journal, self._store.datastore
         replaced = await journal.run(
-            Journal.resumable, datastore, self.opening.vm, self.opening.name
+            Journal.resumable, datastore.name, self.opening.vm, self.opening.name
         )
-        if replaced is not None:
+        if replaced is not None and not await self._shared.slow_workers.run(
+            stands, datastore, replaced
+        ):
             self._log.info("an incomplete image is replaced", image=replaced.uuid.hex())
             discarded = ImageState.DISCARDED
             await journal.run(Journal.set_state, replaced.uuid, discarded, when=time.time())
@@ -531,7 +544,11 @@ class DiskIntake:
         root, reread = self._manifest.root(), 0
         if self._proof is not None:
             await self._proof.stop()
-            reread = await completion.prove(root, self._proof.proven)
+            try:
+                reread = await completion.prove(root, self._proof.proven)
+            except DiskError:
+                self._doubted = True
+                raise
         self._check_going_on()
         published = not opening.live
         if published:
@@ -565,8 +582,9 @@ class DiskIntake:
         await self._send(DiskFailed(opening.disk, opening.pass_number, error.code, numbers))
 
     def _is_to_be_resumed(self) -> bool:
-        """Whether the sender, the link or a signal ended it, and nothing in the data."""
-        return self._resumes and self._on_record and isinstance(self._failure, Abandoned)
+        """Whether what ended it leaves no doubt of what is on record, flushed before that."""
+        harmless = isinstance(self._failure, Abandoned | DatastoreError | JournalError)
+        return self._resumes and self._on_record and harmless and not self._doubted
 
     async def _release(self) -> None:
         """Let go of the image; its files stay if published, of a live pass, or to be resumed."""

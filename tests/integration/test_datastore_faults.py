@@ -20,6 +20,7 @@ from flatship_protocol.messages import DiskFailed, DiskOpened, DiskProven, Store
 FAILED: Final = 1
 TRY_AGAIN: Final = 5
 BUSY: Final = 11
+KEPT: Final = "incomplete files kept"
 DISK: Final = bytes(range(256)) * 8192  # 2 MiB
 SLOW: Final = ("--limit", "1MB", "--compression", "off")
 
@@ -134,20 +135,26 @@ def test_thick_disk_on_a_store_that_is_too_small_is_refused(
 
 
 @needs_root
-def test_datastore_that_fills_up_on_the_way_fails_the_disk_and_is_cleaned(
+def test_datastore_that_fills_up_on_the_way_keeps_what_it_has_until_there_is_room(
     tmp_path: Path,
 ) -> None:
     disk = make_data_disk(tmp_path / "disk", 8 * MIB)  # all data: nothing is reserved for it
     with small_store(tmp_path / "p", "4m") as pair:
+        run = pair.send(disk, vm="web", options=(*SLOW, "--connections", "1")).expect(TRY_AGAIN)
+        assert "full" in error_of(run)
+        wait_until(lambda: KEPT in pair.receiver.log, "it is let go")
         run = pair.send(disk, vm="web").expect(TRY_AGAIN)
         assert "full" in error_of(run)
-        wait_until(lambda: pair.receiver.files("web") == [], "incomplete files removed")
-        small = make_data_disk(tmp_path / "small", 2 * MIB)
-        pair.send(small, vm="web").expect(0)
+        wait_until(lambda: pair.receiver.log.count(KEPT) == 2, "it is let go again")
+        subprocess.run(("mount", "-o", "remount,size=64m", pair.receiver.datastore), check=True)
+        run = pair.send(disk, vm="web").expect(0)
+        assert run.disk["bytes"]["held"] > 0
+        assert same_content(disk, pair.receiver.flat("web"), 8 * MIB)
 
 
 @needs_root
 def test_datastore_filled_by_somebody_else_fails_the_disk_and_is_cleaned(tmp_path: Path) -> None:
+    """Of a sender that cannot go on with what would be kept."""
     with small_store(tmp_path / "p", "4m") as pair:
         foreign = pair.receiver.datastore / "somebody.iso"
         with authorise(pair.receiver).session() as wire:
@@ -209,7 +216,7 @@ def test_failing_system_call_fails_the_disk_and_the_next_run_works(
 
 
 @needs_strace
-def test_publication_that_fails_leaves_nothing_and_the_next_run_works(
+def test_publication_that_fails_costs_nothing_and_the_next_run_works(
     paired: Pair, tmp_path: Path
 ) -> None:
     disk = make_disk(tmp_path / "disk", 4 * MIB)
@@ -217,7 +224,9 @@ def test_publication_that_fails_leaves_nothing_and_the_next_run_works(
         run = paired.send(disk, vm="web").expect(FAILED)
         assert "failed to write" in error_of(run)
         assert not paired.receiver.descriptor("web").exists()
-    paired.send(disk, vm="web").expect(0)
+    wait_until(lambda: KEPT in paired.receiver.log, "it is let go")
+    run = paired.send(disk, vm="web").expect(0)
+    assert run.disk["bytes"]["sent"] == 0
     assert same_content(disk, paired.receiver.flat("web"), 4 * MIB)
 
 

@@ -59,9 +59,10 @@ SESSION_ID = bytes(range(16))
 class FaultyDatastore:
     """A ``MemoryDatastore`` whose images log what is done to them and fail when told to.
 
-    ``fail_flush`` and ``fail_write`` count down: the n-th call fails. ``rot`` is the
-    offset of a byte that reads other than it was written. With ``volatile`` an image
-    that is let go loses what was written and not flushed, as by a power loss.
+    ``fail_flush``, ``fail_write``, ``fail_read`` and ``fail_commit`` count down: the n-th
+    call fails. ``rot`` is the offset of a byte that reads other than it was written. With
+    ``volatile`` an image that is let go loses what was written and not flushed, as by a
+    power loss.
     """
 
     def __init__(self, size: int) -> None:
@@ -70,6 +71,8 @@ class FaultyDatastore:
         self.log: list[tuple[str, int, int]] = []
         self.fail_flush = 0
         self.fail_write = 0
+        self.fail_read = 0
+        self.fail_commit = 0
         self.rot: int | None = None
         self.volatile = False
         self.space = self.memory.space
@@ -128,6 +131,9 @@ class FaultyImage:
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """See ``Image.read_into``."""
+        self._store.fail_read -= 1
+        if self._store.fail_read == 0:
+            raise DatastoreError("the medium cannot be read", ErrorCode.WRITE_FAILED)
         self._image.read_into(buffer, offset)
         rot = self._store.rot
         if rot is not None and offset <= rot < offset + len(buffer):
@@ -135,6 +141,9 @@ class FaultyImage:
 
     def commit(self, descriptor: bytes) -> None:
         """See ``Image.commit``."""
+        self._store.fail_commit -= 1
+        if self._store.fail_commit == 0:
+            raise DatastoreError("the rename failed", ErrorCode.WRITE_FAILED)
         self._image.commit(descriptor)
         self._store.log.append(("commit", 0, 0))
 

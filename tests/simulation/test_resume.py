@@ -15,7 +15,7 @@ from test_in_process_transfers import MIB, only, padded, published, run, send, u
 
 from flatship_protocol.errors import ConnectionLost, DatastoreError, ErrorCode, TransferError
 from flatship_protocol.messages import DiskProven, Held, Message
-from flatship_receiver.journal import ImageState, Journal
+from flatship_receiver.journal import ImageState, Journal, JournalError
 from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import TransferState
 from flatship_sender.sources.memory import MemorySource
@@ -381,6 +381,110 @@ def test_an_attempt_that_is_refused_costs_what_is_incomplete_nothing(tmp_path: P
             done, _ = await resumed(at, MemorySource(data()), epoch=3)
             assert only(done).state is TransferState.PUBLISHED
             assert only(done).held >= acknowledged
+
+    run(scenario)
+    assert published(store, "web") == padded(data())
+
+
+# A disk that failed at the receiver
+
+
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flush often enough for a small disk to have something on record early."""
+    monkeypatch.setattr("flatship_receiver.pipeline.FLUSH_BYTES", 4 * MIB)
+
+
+@pytest.mark.parametrize("what", ["write", "flush", "space", "record"])
+def test_a_medium_that_fails_costs_what_was_not_flushed_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    often(monkeypatch)
+    store = FaultyDatastore(13 * MIB if what == "space" else 1 << 30)
+    store.volatile = what != "space"
+    store.fail_write = 14 if what == "write" else 0
+    store.fail_flush = 3 if what == "flush" else 0
+    hold, held = Journal.hold, []
+
+    def full(journal: Journal, *arguments: object) -> None:
+        held.append(arguments)
+        if what == "record" and len(held) == 3:
+            raise JournalError("no space is left for the journal")
+        hold(journal, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Journal, "hold", full)
+    codes = {"space": ErrorCode.DATASTORE_FULL, "record": ErrorCode.INTERNAL}
+
+    async def scenario() -> None:
+        async with world(tmp_path, store) as at:
+            done = await send(at, MemorySource(data()))
+            assert only(done).error_code is codes.get(what, ErrorCode.WRITE_FAILED)
+            acknowledged = only(done).acked
+            if what == "space":  # there is none yet: what is held stays all the same
+                done = await send(at, MemorySource(data()), epoch=2)
+                assert only(done).error_code is ErrorCode.DATASTORE_FULL
+                store.memory._size = 1 << 30
+            done, _ = await resumed(at, MemorySource(data()), epoch=3)
+            assert only(done).state is TransferState.PUBLISHED
+            assert only(done).held >= max(acknowledged, 4 * MIB)
+
+    run(scenario)
+    assert published(store, "web") == padded(data())
+
+
+def test_a_publication_that_fails_costs_nothing(tmp_path: Path) -> None:
+    store = FaultyDatastore(1 << 30)
+    store.fail_commit = 1
+
+    async def scenario() -> None:
+        async with world(tmp_path, store) as at:
+            done = await send(at, MemorySource(data()))
+            assert only(done).error_code is ErrorCode.WRITE_FAILED
+            assert not store.memory.disks
+            done, _ = await resumed(at, MemorySource(data()))
+            assert only(done).state is TransferState.PUBLISHED
+            assert only(done).sent == 0
+
+    run(scenario)
+    assert published(store, "web") == padded(data())
+
+
+def test_a_record_that_cannot_be_read_costs_what_is_incomplete_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FaultyDatastore(1 << 30)
+
+    def unreadable(*_: object) -> None:
+        raise JournalError("disk I/O error")
+
+    async def scenario() -> None:
+        async with world(tmp_path, store, to_receiver=slow) as at:
+            acknowledged = await interrupted(at, MemorySource(data()))
+            with monkeypatch.context() as patched:
+                patched.setattr(Journal, "held_segments", unreadable)
+                done = await send(at, MemorySource(data()), epoch=2)
+                assert only(done).error_code is ErrorCode.INTERNAL
+            done, _ = await resumed(at, MemorySource(data()), epoch=3)
+            assert only(done).state is TransferState.PUBLISHED
+            assert only(done).held >= acknowledged
+
+    run(scenario)
+    assert published(store, "web") == padded(data())
+
+
+def test_a_target_that_cannot_be_read_for_its_proof_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often(monkeypatch)
+    store = FaultyDatastore(1 << 30)
+    store.fail_read = 1
+
+    async def scenario() -> None:
+        async with world(tmp_path, store) as at:
+            done = await send(at, MemorySource(data()))
+            assert only(done).error_code is ErrorCode.WRITE_FAILED
+            done, _ = await resumed(at, MemorySource(data()))
+            assert only(done).state is TransferState.PUBLISHED
+            assert only(done).held == 0
 
     run(scenario)
     assert published(store, "web") == padded(data())
