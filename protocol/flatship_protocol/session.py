@@ -302,9 +302,14 @@ class ReceiverDisk:
 
     @property
     def complete(self) -> bool:
-        """Whether every byte of the disk has come, now or earlier, and is durable."""
+        """Whether every byte of the disk has come, now or earlier, and is durable.
+
+        What is held may be on its way anew: END_PASS, which may overtake it, has counted it.
+        """
         covered = self.chunks.total + self.zeros.total + self.held.total
-        return covered == self.size and not self.in_flight and not self.zeroing.total
+        if covered != self.size or self.in_flight or self.zeroing.total:
+            return False
+        return self.end is None or not self.held.total or self.chunk_count >= self.end.chunks
 
 
 class ReceiverSession:

@@ -659,3 +659,17 @@ def test_what_is_held_counts_as_come_until_it_is_sent_anew() -> None:
     assert not disk.complete
     session.zeroed(DISK, MIB, MIB)
     assert disk.complete
+
+
+def test_an_end_that_overtakes_what_replaces_held_chunks_waits_for_it() -> None:
+    session = ReceiverSession(EPOCH, 4 * MIB)
+    session.open(EPOCH, opening())
+    disk = session.disks[DISK]
+    session.holds(DISK, 0, disk.size)
+    assert session.opened(DISK)
+    session.receive(EPOCH, EndPass(DISK, PASS, 2, DIGEST), unknown)
+    assert not disk.complete
+    for index in (5, 0):
+        session.receive(EPOCH, chunk(index), unknown)
+        session.stored(DISK, index * MIB)
+        assert disk.complete == (index == 0)
