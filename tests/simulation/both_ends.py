@@ -216,7 +216,8 @@ async def command(
     jobs: Sequence[Job],
     state: Path,
     dial: Callable[[Receiver], Awaitable[Stream]],
-    hear: Callable[[int, Transfer, Message], None],
+    begun: Callable[[SessionName, Transfer], None],
+    hear: Callable[[Message], None],
     random: Random,
     *,
     connections: int,
@@ -225,7 +226,8 @@ async def command(
     """One ``flatship-sender send``, from its claim to its end; raises what that raises.
 
     Args:
-        hear: Told the epoch, the session's transfer and each message, once it has been taken.
+        begun: Told each session before it is run.
+        hear: Told each message of the receiver once it has been taken.
     """
     progress = TransferProgress("lab", "web", [job.progress for job in jobs])
     workers: Any = InlineWorkers(random, 0.01)
@@ -235,10 +237,11 @@ async def command(
         jobs: Sequence[Job], session: SessionName, on_open: Callable[[], None]
     ) -> tuple[Transfer, Client]:
         transfer = Transfer(jobs, progress, controller, Unobserved(), workers, session.epoch)
+        begun(session, transfer)
 
         def take(epoch: int, message: Message) -> None:
             transfer.dispatch(epoch, message)
-            hear(epoch, transfer, message)
+            hear(message)
 
         client = Client(
             LAB, Credentials(SENDER_KEY, PSK), session, take, dial=dial, on_open=on_open

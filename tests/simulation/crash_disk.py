@@ -134,9 +134,22 @@ class CrashDisk:
         self._rebuild(new_root)
 
     def forget(self, new_root: Path) -> None:
-        """Lose what was written last although it was synced; entries stay."""
-        for file in self._files.values():
+        """Lose what was written last to incomplete disks although it was synced.
+
+        What was proven and is about to be published is left alone: it has had its proof.
+        """
+        decided = (publication.PROVEN, publication.REPLACING)
+        incomplete = {
+            inode
+            for entries in map(self._surviving, self._folders.values())
+            if not any(name.endswith(decided) for name in entries)
+            for name, inode in entries.items()
+            if name.endswith(publication.PART)
+        }
+        for inode, file in self._files.items():
             self._settle(file)
+            if inode not in incomplete:
+                continue
             lost = self._random.randrange(len(file.synced) + 1) if file.synced else 0
             for _ in range(lost):
                 _undo(file.keep, file.synced.pop())

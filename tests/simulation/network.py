@@ -29,6 +29,7 @@ class Faults:
     fragments: Random | None = None
     latency: float = 0.0
     rate: float | None = None
+    carried: Callable[[int], None] | None = None  # told how many bytes were put on the way
 
 
 class Pipe:
@@ -113,6 +114,8 @@ class Pipe:
         start, self.carried = self.carried, self.carried + len(data)
         data = self._spoiled(data, start)
         faults = self.faults
+        if faults.carried is not None:
+            faults.carried(len(data))
         if faults.rate is None and not faults.latency:
             self._arrive(data)
         else:

@@ -34,8 +34,11 @@ class DiskOracle:
         """Chunks that the sender was told are durable, and what was in them."""
         self.doubt: str | None = None
         """Why the receiver may have less than it acknowledged, if it may."""
-        self.resent = 0  # bytes that were acknowledged, unchanged, and came again
         self._held: set[int] = set()
+        self._descriptor: str | None = None
+        self._sessions = 0
+        self._doubted_in = 0
+        self._published_in = -1
 
     @property
     def source(self) -> bytes:
@@ -46,8 +49,14 @@ class DiskOracle:
         """A chunk of the source."""
         return self.source[index * CHUNK_SIZE : (index + 1) * CHUNK_SIZE]
 
+    def suspect(self, why: str) -> None:
+        """From now on the receiver may have less than it acknowledged, until it has said what."""
+        self.doubt, self._doubted_in = why, self._sessions
+
     def hear(self, message: Held | Stored) -> None:
         """What the receiver says to the sender."""
+        if self._published_in == self._sessions:
+            return  # said before that, and only heard now
         if isinstance(message, Stored):
             for offset, length in message.ranges:
                 for index in _chunks(offset, length):
@@ -61,7 +70,8 @@ class DiskOracle:
             for index in lost:
                 del self.acknowledged[index]
             self._held = set()
-            self.doubt = None
+            if self._doubted_in < self._sessions:
+                self.doubt = None
 
     def say(self, message: Chunk | Zero) -> None:
         """What the sender says to the receiver."""
@@ -73,6 +83,15 @@ class DiskOracle:
     def begin(self) -> None:
         """A session begins."""
         self._held = set()
+        self._sessions += 1
+
+    def look(self, folder: Path) -> None:
+        """Once an image is published, what was acknowledged of it is no claim on the next one."""
+        path = folder / f"{self.name}.vmdk"
+        text = path.read_text() if path.exists() else None
+        if text != self._descriptor:
+            self._descriptor, self._published_in = text, self._sessions
+            self.acknowledged.clear()
 
     def published(self, folder: Path) -> bytes | None:
         """What stands under the disk's final name."""
@@ -115,7 +134,10 @@ def check_record(
             if image is None or image.state is not ImageState.RECEIVING or lied:
                 continue
             part = datastore / "web" / f"{disk.name}-flat.vmdk{PART}"
-            if not part.exists():
+            lock = datastore / "web" / f"{disk.name}.vmdk{PART}"
+            if not part.exists() or image.uuid.hex() not in lock.read_text():
+                if disk.acknowledged and disk.doubt is None:
+                    raise Violation(f"{disk.name}: acknowledged, and its files are gone")
                 continue  # it was given up, and its record not yet; nobody can go on with it
             medium = part.read_bytes()
             held = {

@@ -74,7 +74,7 @@ def draw(seed: int) -> Schedule:
             seed=random.getrandbits(32),
             replaces=random.random() < 0.2,
         )
-        for _ in range(random.choice((1, 1, 1, 2, 3)))
+        for _ in range(random.choice((1, 1, 1, 1, 2, 2, 3)))
     )
     return Schedule(
         seed=seed,

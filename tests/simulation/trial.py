@@ -99,7 +99,6 @@ class Trial:
         self._receiver: ReceiverProcess | None = None
         self._sender: Node | None = None
         self._streams: list[MemoryStream] = []
-        self._carried = 0  # by links that are gone
         self._fault: Fault | None = None
         self._count = 0.0
         self._fired = asyncio.Event()
@@ -155,7 +154,9 @@ class Trial:
                 text = vmdk.build(name, len(old), layout, vmdk.make_uuid(bytes(16)), bytes(vmdk.CONTENT_ID_SIZE))
                 self._disk.put(f"web/{name}-flat.vmdk", old)
                 self._disk.put(f"web/{name}.vmdk", text)
-            self._oracles.append(DiskOracle(name, old, content(plan.seed, plan.size)))
+            oracle = DiskOracle(name, old, content(plan.seed, plan.size))
+            oracle.look(self._disk.root / "web")
+            self._oracles.append(oracle)
 
     def _change_sources(self) -> None:
         for oracle in self._oracles:
@@ -163,15 +164,16 @@ class Trial:
                 oracle.versions.append(changed(self._random, oracle.source, oracle.versions))
 
     def _jobs(self, *, live: bool) -> list[Job]:
+        sources = [MemorySource(oracle.source, name=oracle.name) for oracle in self._oracles]
         return [
             Job(
-                MemorySource(oracle.source, name=oracle.name),
+                source,
                 OpenDisk(
                     disk=number,
                     pass_number=FIRST_PASS,
-                    size=len(oracle.source),
+                    size=source.size,
                     reserve=0,
-                    source_id=MemorySource(oracle.source, name=oracle.name).identity,
+                    source_id=source.identity,
                     format=DiskFormat.VMFS,
                     provisioning=Provisioning.THIN,
                     adapter=Adapter.LSILOGIC,
@@ -183,9 +185,9 @@ class Trial:
                     live=live,
                     dry_run=False,
                 ),
-                DiskProgress(oracle.name, f"web/{oracle.name}", len(oracle.source)),
+                DiskProgress(oracle.name, f"web/{oracle.name}", source.size),
             )
-            for number, oracle in enumerate(self._oracles)
+            for number, (source, oracle) in enumerate(zip(sources, self._oracles, strict=True))
         ]
 
     @property
@@ -229,6 +231,7 @@ class Trial:
                 jobs,
                 self._folder / "sender",
                 self._dial,
+                self._begun,
                 self._hear,
                 self._random,
                 connections=self._schedule.connections,
@@ -265,7 +268,8 @@ class Trial:
             # Published as it was before it changed; an operator would have it replaced.
             oracle.old = oracle.published(self._disk.root / "web")
             oracle.acknowledged.clear()
-        return stands and progress.state is not TransferState.CANCELLED
+        said = progress.state is TransferState.PUBLISHED
+        return stands and (said or progress.error_code is ErrorCode.DISK_EXISTS)
 
     async def _dial(self, _: Receiver) -> Stream:
         """Connect to the receiver, if it can be reached."""
@@ -278,7 +282,7 @@ class Trial:
             raise ConnectionLost("connection refused")
         assert self._receiver is not None
         ours, theirs = link(self._sound_link(), self._sound_link())
-        self._streams = [stream for stream in self._streams if not self._is_gone(stream)]
+        self._streams = [stream for stream in self._streams if not stream.closed]
         self._streams.append(ours)
         self._receiver.accept(theirs)
         return ours
@@ -288,34 +292,39 @@ class Trial:
             fragments=Random(self._schedule.seed) if self._schedule.fragments else None,
             latency=self._schedule.latency,
             rate=self._rate,
+            carried=self._carry,
         )
 
-    def _is_gone(self, stream: MemoryStream) -> bool:
-        if stream.closed:
-            self._carried += stream.outgoing.carried
-        return stream.closed
+    def _carry(self, size: int) -> None:
+        """A link has taken some bytes."""
+        if self._fault is not None and self._fault.trigger == "bytes":
+            self._count -= size
+            if self._count <= 0:
+                self._loop.call_soon(self._fire, self._fault)
+                self._fault = None
 
-    def _hear(self, epoch: int, transfer: Transfer, message: Message) -> None:
-        """The sender has taken a message; ``None`` announces the session itself."""
+    def _begun(self, session: SessionName, transfer: Transfer) -> None:
+        """A session is about to be run: listen to what it says."""
+        self._epochs.append(session)
+        for oracle in self._oracles:
+            oracle.begin()
+        send = transfer.session.send
+
+        def say(message: Any, now: float) -> None:
+            if isinstance(message, Chunk | Zero):
+                self._check(lambda: self._oracles[message.disk].say(message))
+            send(message, now)
+
+        transfer.session.send = say  # type: ignore[method-assign]
+
+    def _hear(self, message: Message) -> None:
+        """The sender has taken a message."""
         if isinstance(message, Held | Stored):
             oracle = self._oracles[message.disk]
-            try:
-                stands = oracle.published(self._disk.root / "web")
-                if stands is not None and stands != oracle.old:
-                    oracle.acknowledged.clear()  # another image begins, or this one is over
-                oracle.hear(message)
-            except Violation as error:
-                self.violations.append(error)
+            oracle.look(self._disk.root / "web")
+            self._check(lambda: oracle.hear(message))
         elif isinstance(message, DiskProven):
             self._oracles[message.disk].acknowledged.clear()
-
-    def said(self, message: Message) -> None:
-        """The sender is about to send something about a disk."""
-        if isinstance(message, Chunk | Zero):
-            try:
-                self._oracles[message.disk].say(message)
-            except Violation as error:
-                self.violations.append(error)
 
     def _break_links(self) -> None:
         for stream in self._streams:
@@ -381,7 +390,7 @@ class Trial:
     def _doubt(self, why: str) -> None:
         self._lied = True
         for oracle in self._oracles:
-            oracle.doubt = why
+            oracle.suspect(why)
 
     def _receiver_died(self) -> None:
         silent = self._death != "kill" and self._random.random() < 0.5
@@ -423,23 +432,12 @@ class Trial:
             self._fired.clear()
             if fault.trigger == "time":
                 await asyncio.sleep(fault.after)
-                self._fire()
-            elif fault.trigger == "bytes":
-                until = self._bytes() + fault.after
-                while self._bytes() < until:
-                    await asyncio.sleep(0.01 if self._streams else 0.5)
-                self._fire()
-            else:
-                await self._fired.wait()
+                self._fire(fault)
+            await self._fired.wait()
             self.record.faults[fault.kind] += 1
             self._fault = None
             await self._last(fault)
         self._all_is_sound()
-
-    def _bytes(self) -> int:
-        return self._carried + sum(
-            stream.outgoing.carried + stream.incoming.carried for stream in self._streams
-        )
 
     def _all_is_sound(self) -> None:
         self._fault = None
@@ -447,10 +445,8 @@ class Trial:
         self._rate = self._schedule.rate
         self._unreachable_until = 0.0
 
-    def _fire(self) -> None:
+    def _fire(self, fault: Fault) -> None:
         """Do what the fault does at the moment that it was set for."""
-        fault = self._fault
-        assert fault is not None
         self._fired.set()
         stream = self._random.choice(self._streams) if self._streams else None
         pipe = None if stream is None else self._random.choice((stream.outgoing, stream.incoming))
@@ -548,14 +544,14 @@ class Trial:
         if self._count > 0:
             return None
         if calls is None:
-            self._fire()
+            self._fire(fault)
             raise Killed(node.name)
         self._fault = None
         self._fired.set()
         if fault.kind == "short write":
             return int(self._random.choice((1, 512, 4096, 70_000)))
         for oracle in self._oracles:
-            oracle.doubt = fault.kind
+            oracle.suspect(fault.kind)
         return OSError(errno.ENOSPC if fault.kind == "full" else errno.EIO, fault.kind)
 
     def _journal_trouble(self) -> str | None:
@@ -569,7 +565,7 @@ class Trial:
             self._fault = None
             self._fired.set()
             for oracle in self._oracles:
-                oracle.doubt = fault.kind
+                oracle.suspect(fault.kind)
             return "fails"
         self._fault = None
         self._death, self._down_for = fault.kind.replace("kill receiver", "kill"), fault.lasts

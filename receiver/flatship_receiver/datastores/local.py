@@ -194,10 +194,11 @@ class LocalDatastore:
         """Open the VM's folder, made if need be, and say whether it was."""
         try:
             self._root.make_folder(vm)
+            is_new = True
         except FileExistsError:
-            return self._root.open_folder(vm), False
-        self._root.sync()
-        return self._root.open_folder(vm), True
+            is_new = False
+        self._root.sync()  # of an old one too: whoever made it may have got no further
+        return self._root.open_folder(vm), is_new
 
     def _leave(self, vm: str, *, is_new: bool) -> None:
         """Remove the folder that was made for an aborted image, unless something else is in it."""

@@ -18,6 +18,7 @@ from flatship_receiver.datastores.folder import Folder
 from flatship_receiver.descriptor_text import MAX_DESCRIPTOR_SIZE, DescriptorError
 
 _NAME_OF_IMAGE: Final = b"flatship image "  # before the uuid, in a disk's lock file
+_LOCK_FILE_SIZE: Final = 4096  # bytes; see _write_lock_file
 
 
 class LocalImage:
@@ -151,6 +152,8 @@ class LocalImage:
                     self._folder, self._request.disk, replace=self._request.replace
                 )
                 self._write_lock_file(descriptor)
+                os.ftruncate(self._lock_fd, len(descriptor))
+                os.fsync(self._lock_fd)
                 publication.publish(self._folder, self._request.disk, replace=self._request.replace)
             except OSError as error:
                 raise datastore_error(
@@ -199,10 +202,14 @@ class LocalImage:
         return True
 
     def _write_lock_file(self, text: bytes) -> None:
-        os.ftruncate(self._lock_fd, 0)
+        """Put ``text`` in the place of what the lock file holds, in one write of the same length.
+
+        Without that a crash in the middle would leave nothing to know the image's files by.
+        """
+        padded = text.ljust(_LOCK_FILE_SIZE, b"\n")
         written = 0
-        while written < len(text):
-            written += os.pwrite(self._lock_fd, text[written:], written)
+        while written < len(padded):
+            written += os.pwrite(self._lock_fd, padded[written:], written)
         os.fsync(self._lock_fd)
 
     def _sync(self, how: Callable[[FlatExtent], None]) -> None:
@@ -308,7 +315,7 @@ def _image_named_in(lock_fd: int) -> bytes | None:
     text = os.pread(lock_fd, MAX_DESCRIPTOR_SIZE, 0)
     try:
         if text.startswith(_NAME_OF_IMAGE):
-            return bytes.fromhex(text.removeprefix(_NAME_OF_IMAGE).decode("ascii").rstrip("\n"))
+            return bytes.fromhex(text.removeprefix(_NAME_OF_IMAGE).decode("ascii").rstrip())
         return vmdk.uuid_of(vmdk.parse(text))
     except (ValueError, DescriptorError):
         return None  # torn, or another program's
