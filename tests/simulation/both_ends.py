@@ -264,4 +264,3 @@ async def command(
 def inline_proof() -> None:
     """Have proofs read without threads of their own, for as long as this process lives."""
     proof.ThreadPoolExecutor = InlineExecutor  # type: ignore[misc,assignment]
-

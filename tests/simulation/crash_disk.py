@@ -361,8 +361,8 @@ class _Calls:
 
 
 _RECORDED: Final = frozenset(
-    "open close pwrite ftruncate posix_fallocate fsync fdatasync rename unlink mkdir rmdir"
-    " preadv".split()
+    {"open", "close", "pwrite", "ftruncate", "posix_fallocate", "fsync", "fdatasync"}
+    | {"rename", "unlink", "mkdir", "rmdir", "preadv"}
 )
 
 

@@ -56,6 +56,7 @@ RECEIVER_KEY = bytes([22]) * 32
 PSK = bytes([23]) * 32
 SESSION_ID = bytes(range(16))
 
+
 class FaultyDatastore:
     """A ``MemoryDatastore`` whose images log what is done to them and fail when told to.
 

@@ -11,6 +11,7 @@ from flatship_receiver.journal import ImageState, Journal
 
 EXTENT = re.compile(r'^RW \d+ VMFS "(.+)"$', re.MULTILINE)
 PART = ".flatship-part"
+NEVER = 1 << 30  # no session has this number
 
 
 class Violation(AssertionError):
@@ -49,9 +50,13 @@ class DiskOracle:
         """A chunk of the source."""
         return self.source[index * CHUNK_SIZE : (index + 1) * CHUNK_SIZE]
 
-    def suspect(self, why: str) -> None:
-        """From now on the receiver may have less than it acknowledged, until it has said what."""
-        self.doubt, self._doubted_in = why, self._sessions
+    def suspect(self, why: str, *, for_good: bool = False) -> None:
+        """From now on the receiver may have less than it acknowledged, until it has said what.
+
+        Or for good, if it is not its own doing and may come out late.
+        """
+        self.doubt = why
+        self._doubted_in = NEVER if for_good else max(self._doubted_in, self._sessions)
 
     def hear(self, message: Held | Stored) -> None:
         """What the receiver says to the sender."""
@@ -116,9 +121,7 @@ class DiskOracle:
         return found
 
 
-def check_record(
-    state: Path, datastore: Path, disks: Sequence[DiskOracle], *, lied: bool
-) -> None:
+def check_record(state: Path, datastore: Path, disks: Sequence[DiskOracle], *, lied: bool) -> None:
     """What the journal claims, and what was acknowledged, is on the medium. Nothing is running.
 
     Args:

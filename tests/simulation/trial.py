@@ -4,7 +4,6 @@ After the last fault everything is sound again, and the same command must come t
 """
 
 import asyncio
-import errno
 import shutil
 import tempfile
 from collections import Counter
@@ -16,14 +15,15 @@ from random import Random
 from typing import Any, Final
 
 import structlog
-from both_ends import ReceiverProcess, command, copy_state, inline_proof, prepare_state
+from both_ends import LAB, ReceiverProcess, command, copy_state, inline_proof, prepare_state
 from crash_disk import CrashDisk
-from fakes import RECEIVER_KEY, SENDER_KEY, PSK
+from fakes import PSK, SENDER_KEY
 from network import Faults, MemoryStream, link
 from node import Killed, Node, NumberedTask, running, task_factory
 from oracle import DiskOracle, Violation, check_record, padded
-from schedules import DAY, DISK, Fault, Schedule, changed, content, draw
+from schedules import DAY, Schedule, changed, content, draw
 from virtual_loop import VirtualLoop, run_virtually
+from weather import RESTART, Weather
 
 from flatship_protocol.connection import Stream
 from flatship_protocol.errors import ConnectionLost, ErrorCode, TransferError
@@ -52,18 +52,7 @@ from flatship_sender.sources.memory import MemorySource
 AT_MOST: Final = 40 * DAY  # of virtual time
 COMMANDS: Final = 60  # that a schedule with all its faults may take
 COMMANDS_WHEN_SOUND: Final = 3  # of them, once the last fault is over
-RESTART: Final = 3.0  # seconds until a receiver that ended by itself is started again
 OLD_DISK: Final = b"an old disk".ljust(4096, b"\1")
-MIB: Final = 1 << 20
-
-_CALLS: Final = {
-    "full": {"pwrite", "create", "ftruncate"},
-    "write error": {"pwrite"},
-    "short write": {"pwrite"},
-    "sync error": {"fsync"},
-    "read error": {"preadv"},
-    "rename error": {"rename", "unlink", "fsync folder"},
-}
 
 
 @dataclass(slots=True)
@@ -92,26 +81,19 @@ class Trial:
         self._folder = folder
         self._loop = loop
         self._random = Random(schedule.seed ^ 0x5EED)
-        self._disk = CrashDisk(folder / "datastore-0", self._random, self._disk_trouble)
+        self._weather = Weather(schedule, self, self._random, loop)
+        self._disk = CrashDisk(folder / "datastore-0", self._random, self._weather.disk_trouble)
         self._state = folder / "state-0"
         self._backup: Path | None = None
         self._oracles: list[DiskOracle] = []
         self._receiver: ReceiverProcess | None = None
         self._sender: Node | None = None
-        self._streams: list[MemoryStream] = []
-        self._fault: Fault | None = None
-        self._count = 0.0
-        self._fired = asyncio.Event()
-        self._unreachable_until = 0.0
-        self._rate = schedule.rate
-        self._death = "kill"
-        self._down_for = 0.0
+        self._death = ("kill receiver", 0.0)
         self._lied = False
-        self._faults_over = False
         self._changes_due = False
-        self._epochs: list[SessionName] = []
-        self._published: dict[str, bytes | None] = {}
-        self.violations: list[BaseException] = []
+        self._sessions: list[SessionName] = []
+        self._violations: list[Violation] = []
+        self.streams: list[MemoryStream] = []
 
     async def run(self) -> None:
         """Run the schedule; raises what went wrong in it."""
@@ -123,7 +105,7 @@ class Trial:
         self._make_disks()
         with self._disk.in_place():
             receiver = asyncio.create_task(self._keep_receiver())
-            weather = asyncio.create_task(self._weather())
+            weather = asyncio.create_task(self._weather.run())
             sending = asyncio.create_task(self._send_until_done(weather))
             try:
                 await asyncio.wait({receiver, sending}, return_when=asyncio.FIRST_COMPLETED)
@@ -140,6 +122,7 @@ class Trial:
         if not weather.cancelled():
             await weather
         self._raise()
+        self.record.faults = self._weather.happened
         self.record.virtual_seconds = self._loop.time()
 
     # -- disks --------------------------------------------------------------------------
@@ -151,7 +134,9 @@ class Trial:
             if plan.replaces:
                 old = padded(OLD_DISK)
                 layout = vmdk.Layout(DiskFormat.VMFS, Provisioning.THIN, Adapter.LSILOGIC, 21)
-                text = vmdk.build(name, len(old), layout, vmdk.make_uuid(bytes(16)), bytes(vmdk.CONTENT_ID_SIZE))
+                text = vmdk.build(
+                    name, len(old), layout, vmdk.make_uuid(bytes(16)), bytes(vmdk.CONTENT_ID_SIZE)
+                )
                 self._disk.put(f"web/{name}-flat.vmdk", old)
                 self._disk.put(f"web/{name}.vmdk", text)
             oracle = DiskOracle(name, old, content(plan.seed, plan.size))
@@ -203,14 +188,13 @@ class Trial:
         while when_sound <= COMMANDS_WHEN_SOUND:
             if self.record.commands >= COMMANDS:
                 weather.cancel()
-                self._all_is_sound()
-            when_sound += self._faults_over and self._listens
+                self._weather.clear_up()
+            when_sound += self._weather.is_over and self._listens
             done = await self._one_command(live=live)
             self._raise()
             if done and not live:
-                if not self._faults_over:
-                    weather.cancel()
-                    self._all_is_sound()
+                weather.cancel()
+                self._weather.clear_up()
                 return
             if done:
                 live = False
@@ -260,7 +244,7 @@ class Trial:
         if live:
             return progress.state is TransferState.UNPUBLISHED
         if progress.error is not None and "internal error" in progress.error:
-            self.violations.append(Violation(progress.error))
+            self._violations.append(Violation(progress.error))
         stands = oracle.published(self._disk.root / "web") == padded(oracle.source)
         if progress.state is TransferState.PUBLISHED and not stands:
             raise Violation(f"{oracle.name}: said to be published, and it is not")
@@ -275,15 +259,15 @@ class Trial:
         """Connect to the receiver, if it can be reached."""
         running()
         await asyncio.sleep(self._schedule.latency)
-        if self._loop.time() < self._unreachable_until:
+        if self._loop.time() < self._weather.unreachable_until:
             await asyncio.sleep(10.0)
             raise ConnectionLost("no answer within 10 s")
         if not self._listens:
             raise ConnectionLost("connection refused")
         assert self._receiver is not None
         ours, theirs = link(self._sound_link(), self._sound_link())
-        self._streams = [stream for stream in self._streams if not stream.closed]
-        self._streams.append(ours)
+        self.streams = [stream for stream in self.streams if not stream.closed]
+        self.streams.append(ours)
         self._receiver.accept(theirs)
         return ours
 
@@ -291,21 +275,13 @@ class Trial:
         return Faults(
             fragments=Random(self._schedule.seed) if self._schedule.fragments else None,
             latency=self._schedule.latency,
-            rate=self._rate,
-            carried=self._carry,
+            rate=self._weather.rate,
+            carried=self._weather.carried,
         )
-
-    def _carry(self, size: int) -> None:
-        """A link has taken some bytes."""
-        if self._fault is not None and self._fault.trigger == "bytes":
-            self._count -= size
-            if self._count <= 0:
-                self._loop.call_soon(self._fire, self._fault)
-                self._fault = None
 
     def _begun(self, session: SessionName, transfer: Transfer) -> None:
         """A session is about to be run: listen to what it says."""
-        self._epochs.append(session)
+        self._sessions.append(session)
         for oracle in self._oracles:
             oracle.begin()
         send = transfer.session.send
@@ -327,7 +303,7 @@ class Trial:
             self._oracles[message.disk].acknowledged.clear()
 
     def _break_links(self) -> None:
-        for stream in self._streams:
+        for stream in self.streams:
             stream.break_()
 
     # -- the receiver -------------------------------------------------------------------
@@ -338,7 +314,7 @@ class Trial:
             node = Node("receiver", self._receiver_died)
             self.record.lives += 1
             receiver = self._receiver = ReceiverProcess(
-                node, self._state, self._disk.root, self._random, self._journal_trouble
+                node, self._state, self._disk.root, self._random, self._weather.journal_trouble
             )
             starting = node.spawn(receiver.start())
             await asyncio.wait({starting})
@@ -346,13 +322,12 @@ class Trial:
                 error = starting.exception()
                 if not isinstance(error, TransferError):
                     raise Violation(f"the receiver cannot start: {error!r}") from error
-                self._death, self._down_for = "kill", RESTART
-                node.die()
+                self.kill_receiver("kill receiver", RESTART)
             if node.alive:
                 self._check_stands()
                 await node.ended.wait()
             await self._bury(receiver)
-            await asyncio.sleep(self._down_for)
+            await asyncio.sleep(self._death[1])
 
     async def _bury(self, receiver: ReceiverProcess) -> None:
         """Take down what is left of a dead receiver, and let the disk be what it then is."""
@@ -363,38 +338,40 @@ class Trial:
         await receiver.node.unwind()
         receiver.bury()
         if receiver.receiving is not None and receiver.receiving.trouble:
-            self.violations.extend(
-                error for error in receiver.receiving.trouble if not isinstance(error, Killed)
+            self._violations.extend(
+                Violation(f"out of a connection came {error!r}")
+                for error in receiver.receiving.trouble
+                if not isinstance(error, Killed)
             )
         shutil.rmtree(self._state)
         self._state = state
         root = self._folder / f"datastore-{lives}"
-        match self._death:
+        match self._death[0]:
             case "power loss":
                 self._disk.crash(root)
             case "lying disk":
                 self._disk.forget(root)
-                self._doubt("the disk lied")
+                self._distrust("the disk lied")
             case "old backup" if self._backup is not None:
                 shutil.rmtree(self._state)
                 self._state = self._backup
                 self._backup = None
-                self._doubt("the state folder is an old one")
+                self._distrust("the state folder is an old one")
         try:
             check_record(self._state, self._disk.root, self._oracles, lied=self._lied)
         except Violation as error:
-            self.violations.append(error)
+            self._violations.append(error)
         for oracle in self._oracles:
-            self._check(lambda oracle=oracle: oracle.check_published(self._disk.root / "web"))
+            self._look_at(oracle)
 
-    def _doubt(self, why: str) -> None:
+    def _distrust(self, why: str) -> None:
         self._lied = True
         for oracle in self._oracles:
-            oracle.suspect(why)
+            oracle.suspect(why, for_good=True)
 
     def _receiver_died(self) -> None:
-        silent = self._death != "kill" and self._random.random() < 0.5
-        for stream in self._streams:
+        silent = self._death[0] != "kill receiver" and self._random.random() < 0.5
+        for stream in self.streams:
             if silent:
                 stream.stall()
             else:
@@ -413,164 +390,71 @@ class Trial:
         for oracle in self._oracles:
             if oracle.old is None:
                 continue
-            if self._check(lambda oracle=oracle: oracle.check_published(self._disk.root / "web")) is None:
-                self.violations.append(Violation(f"{oracle.name}: neither old nor new disk stands"))
+            if self._look_at(oracle) is None:
+                self._violations.append(
+                    Violation(f"{oracle.name}: neither old nor new disk stands")
+                )
+
+    def _look_at(self, oracle: DiskOracle) -> bytes | None:
+        """What stands under a disk's name, and may stand there."""
+        folder = self._disk.root / "web"
+        found: bytes | None = self._check(lambda: oracle.check_published(folder))
+        return found
 
     def _check(self, check: Callable[[], Any]) -> Any:
         try:
             return check()
         except Violation as error:
-            self.violations.append(error)
+            self._violations.append(error)
             return None
 
-    # -- the weather --------------------------------------------------------------------
+    # -- what the weather does ----------------------------------------------------------
 
-    async def _weather(self) -> None:
-        """Let one fault after the other happen."""
-        for fault in self._schedule.faults:
-            self._fault, self._count = fault, fault.after
-            self._fired.clear()
-            if fault.trigger == "time":
-                await asyncio.sleep(fault.after)
-                self._fire(fault)
-            await self._fired.wait()
-            self.record.faults[fault.kind] += 1
-            self._fault = None
-            await self._last(fault)
-        self._all_is_sound()
+    def kill_sender(self) -> None:
+        """See World."""
+        if self._sender is not None:
+            self._sender.die()
 
-    def _all_is_sound(self) -> None:
-        self._fault = None
-        self._faults_over = True
-        self._rate = self._schedule.rate
-        self._unreachable_until = 0.0
+    def change_sources(self) -> None:
+        """See World."""
+        self._changes_due = True
 
-    def _fire(self, fault: Fault) -> None:
-        """Do what the fault does at the moment that it was set for."""
-        self._fired.set()
-        stream = self._random.choice(self._streams) if self._streams else None
-        pipe = None if stream is None else self._random.choice((stream.outgoing, stream.incoming))
-        soon = 0 if pipe is None else pipe.carried + self._random.randrange(1, 3_000)
-        match fault.kind:
-            case "cut" if pipe is not None:
-                pipe.faults.cut_after = soon
-            case "flip" if pipe is not None:
-                pipe.faults.flip_at = soon
-            case "repeat" if pipe is not None:
-                pipe.faults.repeat_at = soon
-            case "swap" if pipe is not None:
-                pipe.faults.swap_at = soon
-            case "stall" if stream is not None:
-                stream.stall()
-            case "cut all":
-                self._break_links()
-            case "partition":
-                self._unreachable_until = self._loop.time() + fault.lasts
-                for each in self._streams:
-                    each.stall()
-            case "slow":
-                self._rate = 20_000.0
-                for each in self._streams:
-                    each.outgoing.faults.rate = each.incoming.faults.rate = self._rate
-            case "kill sender":
-                if self._sender is not None:
-                    self._sender.die()
-            case "kill receiver":
-                self._kill_receiver("kill", fault.lasts)
-            case "power loss" | "lying disk" | "old backup":
-                self._kill_receiver(fault.kind, fault.lasts)
-            case "wall clock":
-                self._loop.wall_offset += self._random.choice((-DAY, DAY))
-            case "frozen host":
-                self._loop.freeze(DAY)
-            case "source changes":
-                self._changes_due = True
-                if self._sender is not None:
-                    self._sender.die()
+    def kill_receiver(self, death: str, down_for: float) -> None:
+        """See World."""
+        if self._receiver is not None and self._receiver.node.alive:
+            self.dies_of(death, down_for)
+            self._receiver.node.die()
 
-    async def _last(self, fault: Fault) -> None:
-        """Let a fault take its time, as far as it has any."""
-        match fault.kind:
-            case "stale":
-                await self._come_back_stale()
-            case "slow":
-                await asyncio.sleep(fault.lasts)
-                self._rate = self._schedule.rate
-                for stream in self._streams:
-                    stream.outgoing.faults.rate = stream.incoming.faults.rate = self._rate
-            case "journal fails":
-                await asyncio.sleep(min(fault.lasts, 5.0))
-                self._kill_receiver("kill", RESTART)  # the operator has mended it
-            case "old backup" if self._backup is None:
-                self._save_backup()
+    def dies_of(self, death: str, down_for: float) -> None:
+        """See World."""
+        self._death = (death, down_for)
 
-    def _save_backup(self) -> None:
-        self._backup = self._folder / f"backup-{self.record.lives}-{self._loop.time():.3f}"
-        copy_state(self._state, self._backup)
+    def save_state(self) -> None:
+        """See World."""
+        if self._backup is None:
+            self._backup = self._folder / f"backup-{self._loop.time():.3f}"
+            copy_state(self._state, self._backup)
 
-    def _kill_receiver(self, death: str, down_for: float) -> None:
-        receiver = self._receiver
-        if receiver is not None and receiver.node.alive:
-            self._death, self._down_for = death, down_for
-            receiver.node.die()
+    def suspect(self, why: str) -> None:
+        """See World."""
+        for oracle in self._oracles:
+            oracle.suspect(why)
 
-    async def _come_back_stale(self) -> None:
-        """An incarnation that is over tries to connect again."""
-        if len(self._epochs) < 2:
-            return
-        stale = self._random.choice(self._epochs[:-1])
-        from both_ends import LAB
-
+    async def come_back_stale(self) -> None:
+        """See World."""
+        if len(self._sessions) < 2 or self._lied:
+            return  # who has lost its record has lost the epochs too
+        stale = self._random.choice(self._sessions[:-1])
         try:
             connection, _ = await connect(LAB, Credentials(SENDER_KEY, PSK), stale, 0, self._dial)
         except RefusedByReceiver as error:
             if error.code is not ErrorCode.STALE_EPOCH:
-                self.violations.append(Violation(f"a stale epoch was refused by {error!r}"))
+                self._violations.append(Violation(f"a stale epoch was refused by {error!r}"))
         except TransferError:
             return
         else:
             connection.close()
-            self.violations.append(Violation(f"epoch {stale.epoch} is over and was let in"))
-
-    def _disk_trouble(self, call: str) -> OSError | int | None:
-        fault, receiver = self._fault, self._receiver
-        node = running()
-        if fault is None or fault.trigger != "disk" or receiver is None or node is None:
-            return None
-        calls = _CALLS.get(fault.kind)
-        if calls is not None and call not in calls:
-            return None
-        self._count -= 1
-        if self._count > 0:
-            return None
-        if calls is None:
-            self._fire(fault)
-            raise Killed(node.name)
-        self._fault = None
-        self._fired.set()
-        if fault.kind == "short write":
-            return int(self._random.choice((1, 512, 4096, 70_000)))
-        for oracle in self._oracles:
-            oracle.suspect(fault.kind)
-        return OSError(errno.ENOSPC if fault.kind == "full" else errno.EIO, fault.kind)
-
-    def _journal_trouble(self) -> str | None:
-        fault = self._fault
-        if fault is None or fault.trigger != "journal":
-            return None
-        self._count -= 1
-        if self._count > 0:
-            return None
-        if fault.kind == "journal fails":
-            self._fault = None
-            self._fired.set()
-            for oracle in self._oracles:
-                oracle.suspect(fault.kind)
-            return "fails"
-        self._fault = None
-        self._death, self._down_for = fault.kind.replace("kill receiver", "kill"), fault.lasts
-        self._fired.set()
-        return fault.where
+            self._violations.append(Violation(f"epoch {stale.epoch} is over and was let in"))
 
     # -- the end ------------------------------------------------------------------------
 
@@ -578,18 +462,20 @@ class Trial:
         for oracle in self._oracles:
             if oracle.published(self._disk.root / "web") != padded(oracle.source):
                 raise Violation(f"{oracle.name}: the copy is not the source")
-        left = [path.name for path in (self._disk.root / "web").iterdir() if "flatship" in path.name]
+        left = [
+            path.name for path in (self._disk.root / "web").iterdir() if "flatship" in path.name
+        ]
         if left:
             raise Violation(f"left behind: {left}")
 
     def _unhandled(self, _: object, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if not isinstance(error, Killed):
-            self.violations.append(Violation(f"unhandled: {context}"))
+            self._violations.append(Violation(f"unhandled: {context}"))
 
     def _raise(self) -> None:
-        if self.violations:
-            raise self.violations[0]
+        if self._violations:
+            raise self._violations[0]
 
 
 def run_seed(seed: int) -> Record:
@@ -630,6 +516,3 @@ def _listener(internal: list[str]) -> Any:
         raise structlog.DropEvent
 
     return listen
-
-
-_ = (DISK, RECEIVER_KEY, MIB)
