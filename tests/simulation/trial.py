@@ -91,7 +91,8 @@ class Trial:
         self._death = ("kill receiver", 0.0)
         self._lied = False
         self._changes_due = False
-        self._sessions: list[SessionName] = []
+        self._session: SessionName | None = None
+        self._last_heard: SessionName | None = None
         self._violations: list[Violation] = []
         self.streams: list[MemoryStream] = []
 
@@ -281,7 +282,7 @@ class Trial:
 
     def _begun(self, session: SessionName, transfer: Transfer) -> None:
         """A session is about to be run: listen to what it says."""
-        self._sessions.append(session)
+        self._session = session
         for oracle in self._oracles:
             oracle.begin()
         send = transfer.session.send
@@ -295,6 +296,7 @@ class Trial:
 
     def _hear(self, message: Message) -> None:
         """The sender has taken a message."""
+        self._last_heard = self._session
         if isinstance(message, Held | Stored):
             oracle = self._oracles[message.disk]
             oracle.look(self._disk.root / "web")
@@ -442,9 +444,10 @@ class Trial:
 
     async def come_back_stale(self) -> None:
         """See World."""
-        if len(self._sessions) < 2 or self._lied:
+        last = self._last_heard
+        if last is None or last.epoch == 1 or self._lied:
             return  # who has lost its record has lost the epochs too
-        stale = self._random.choice(self._sessions[:-1])
+        stale = SessionName(last.session_id, self._random.randrange(1, last.epoch))
         try:
             connection, _ = await connect(LAB, Credentials(SENDER_KEY, PSK), stale, 0, self._dial)
         except RefusedByReceiver as error:

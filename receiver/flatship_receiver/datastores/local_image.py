@@ -18,7 +18,7 @@ from flatship_receiver.datastores.folder import Folder
 from flatship_receiver.descriptor_text import MAX_DESCRIPTOR_SIZE, DescriptorError
 
 _NAME_OF_IMAGE: Final = b"flatship image "  # before the uuid, in a disk's lock file
-_LOCK_FILE_SIZE: Final = 4096  # bytes; see _write_lock_file
+_LOCK_FILE_SIZE: Final = 4096  # bytes of one that names an image
 
 
 class LocalImage:
@@ -151,9 +151,7 @@ class LocalImage:
                 publication.require_room_for(
                     self._folder, self._request.disk, replace=self._request.replace
                 )
-                self._write_lock_file(descriptor)
-                os.ftruncate(self._lock_fd, len(descriptor))
-                os.fsync(self._lock_fd)
+                self._write_lock_file(descriptor, len(descriptor))
                 publication.publish(self._folder, self._request.disk, replace=self._request.replace)
             except OSError as error:
                 raise datastore_error(
@@ -201,15 +199,17 @@ class LocalImage:
             self._extents.append(extent)
         return True
 
-    def _write_lock_file(self, text: bytes) -> None:
-        """Put ``text`` in the place of what the lock file holds, in one write of the same length.
+    def _write_lock_file(self, text: bytes, size: int = _LOCK_FILE_SIZE) -> None:
+        """Put ``text`` in the place of what the lock file holds, then give the file its size.
 
-        Without that a crash in the middle would leave nothing to know the image's files by.
+        In one write of the length that the file has: a crash in the middle must leave
+        something to know the image's files by.
         """
         padded = text.ljust(_LOCK_FILE_SIZE, b"\n")
         written = 0
         while written < len(padded):
             written += os.pwrite(self._lock_fd, padded[written:], written)
+        os.ftruncate(self._lock_fd, size)
         os.fsync(self._lock_fd)
 
     def _sync(self, how: Callable[[FlatExtent], None]) -> None:
