@@ -257,6 +257,7 @@ async def command(
             connections=connections,
             patience=patience,
             command="flatship-sender send",
+            clock=asyncio.get_running_loop().time,
             chance=random.random,
         ).run()
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 
+from virtual_loop import NumberedTask
+
 _current: ContextVar["Node | None"] = ContextVar("node", default=None)
 
 PATIENCE = 10_000  # turns of the loop that the tasks of a dead node get to end
@@ -87,20 +89,6 @@ def is_dead() -> bool:
     """Whether it is a dead process that asks."""
     node = _current.get()
     return node is not None and not node.alive
-
-
-class NumberedTask(asyncio.Task[Any]):
-    """A task that has the same place in a set at each run of a schedule."""
-
-    made = 0
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        NumberedTask.made += 1
-        self._number = NumberedTask.made
-        super().__init__(*args, **options)
-
-    def __hash__(self) -> int:
-        return self._number
 
 
 def task_factory(

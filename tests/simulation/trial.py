@@ -19,7 +19,7 @@ from both_ends import LAB, ReceiverProcess, command, copy_state, inline_proof, p
 from crash_disk import CrashDisk
 from fakes import PSK, SENDER_KEY
 from network import Faults, MemoryStream, link
-from node import Killed, Node, NumberedTask, running, task_factory
+from node import Killed, Node, running, task_factory
 from oracle import DiskOracle, Violation, check_record, padded
 from schedules import DAY, Schedule, changed, content, draw
 from virtual_loop import VirtualLoop, run_virtually
@@ -98,7 +98,6 @@ class Trial:
 
     async def run(self) -> None:
         """Run the schedule; raises what went wrong in it."""
-        NumberedTask.made = 0
         self._loop.set_task_factory(task_factory)
         self._loop.set_exception_handler(self._unhandled)
         self._disk.root.mkdir()

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any, TypeVar
 
+from flatship_protocol.connection import Connection
+
 T = TypeVar("T")
 
 TICK = 1e-6  # seconds that a turn of the loop takes at least
@@ -23,6 +25,27 @@ WALL_BEGINNING = 1_700_000_000.0  # Unix time of the beginning
 
 class Stuck(AssertionError):
     """Nothing is left to happen, and the program still waits; or it outlived its time."""
+
+
+class Numbered:
+    """Something that has the same place in a set in each run of a seed: not that of its address."""
+
+    made = 0
+
+    def __hash__(self) -> int:
+        number: int = getattr(self, "_number", 0)
+        if not number:
+            Numbered.made += 1
+            number = self._number = Numbered.made
+        return number
+
+
+class NumberedTask(Numbered, asyncio.Task[Any]):
+    """A task with a number."""
+
+
+class NumberedFuture(Numbered, asyncio.Future[Any]):
+    """A future with a number."""
 
 
 class _VirtualSelector(selectors.SelectSelector):
@@ -60,6 +83,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Let time pass with nobody awake: all that was due meanwhile is late."""
         self._virtual.now += seconds
 
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future with a number."""
+        return NumberedFuture(loop=self)
+
     def _write_to_self(self) -> None:
         """Nothing sleeps in a selector, so nobody needs to be woken."""
 
@@ -68,9 +95,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 def virtual_time(loop: VirtualLoop, seed: int) -> Iterator[None]:
     """Have the whole program read this loop's clocks, and draw its entropy from ``seed``."""
     entropy = Random(seed)
+    Numbered.made = 0
     replaced: list[tuple[Any, str, Any]] = [
         (time, "monotonic", loop.time),
         (time, "time", loop.wall),
+        (Connection, "__hash__", Numbered.__hash__),
         (secrets, "token_bytes", lambda size=32: entropy.randbytes(size)),
         (secrets, "token_hex", lambda size=32: entropy.randbytes(size).hex()),
         (secrets, "randbits", entropy.getrandbits),
