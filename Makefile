@@ -32,6 +32,9 @@ crash: $(VENV_READY) ## cut the power while disks are received on ext4 and XFS; 
 	@scripts/debian-packages test
 	@PYTHONPATH=tests $(PYTHON) -m crash $(CRASH_ARGS)
 
+soak: $(VENV_READY) ## faults on virtual time, by the hundred thousand; results in tests/simulation/results
+	@$(PYTHON) tests/simulation/soak.py --keep tests/simulation/results $(SOAK_ARGS)
+
 bench: $(BENCH_READY) ## Flatship and its peers side by side; results in tests/benchmarks/results
 	@scripts/debian-packages bench
 	@PYTHONPATH=tests $(PYTHON) -m benchmarks.bench_pair $(BENCH_ARGS)
