@@ -4,10 +4,11 @@
 PYTHON := .venv/bin/python
 VENV_READY := .venv/.ready
 BENCH_READY := .venv/.ready-bench
+FUZZ_READY := .venv/.ready-fuzz
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test guards bench lint lock clean
+.PHONY: help demo check test guards fuzz bench lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -27,6 +28,9 @@ test: lint ## check, and every other test: simulation, fuzzing, real processes
 guards: $(VENV_READY) ## remove one guard after another, and see a test fail for each
 	@scripts/debian-packages test
 	@$(PYTHON) scripts/guards.py
+
+fuzz: $(FUZZ_READY) ## every decoder for some seconds, guided by coverage; results in tests/fuzz/results
+	@PYTHONPATH=tests $(PYTHON) -m fuzz.run $(FUZZ_ARGS)
 
 bench: $(BENCH_READY) ## Flatship and its peers side by side; results in tests/benchmarks/results
 	@scripts/debian-packages bench
@@ -48,6 +52,12 @@ clean: ## remove what the other targets made here
 # A changed lock or pyproject.toml is installed at the next target; an unchanged one costs nothing.
 $(VENV_READY): requirements/dev.lock pyproject.toml scripts/python-env
 	@scripts/python-env .venv requirements/dev.lock
+	@touch $@
+
+# There are wheels of atheris for some Pythons and processors only; without it fuzzing is unguided.
+$(FUZZ_READY): requirements/fuzz.lock $(VENV_READY)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+		--only-binary :all: -r $< || echo "fuzz: atheris cannot be installed here; going on without"
 	@touch $@
 
 $(BENCH_READY): requirements/bench.lock $(VENV_READY)
