@@ -4,10 +4,11 @@
 PYTHON := .venv/bin/python
 VENV_READY := .venv/.ready
 BENCH_READY := .venv/.ready-bench
+FUZZ_READY := .venv/.ready-fuzz
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test guards crash bench lint lock clean
+.PHONY: help demo check test guards crash soak fuzz bench lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -35,6 +36,9 @@ crash: $(VENV_READY) ## cut the power while disks are received on ext4 and XFS; 
 soak: $(VENV_READY) ## faults on virtual time, by the hundred thousand; results in tests/simulation/results
 	@$(PYTHON) tests/simulation/soak.py --keep tests/simulation/results $(SOAK_ARGS)
 
+fuzz: $(FUZZ_READY) ## every decoder for some seconds, guided by coverage; results in tests/fuzz/results
+	@PYTHONPATH=tests $(PYTHON) -m fuzz.run $(FUZZ_ARGS)
+
 bench: $(BENCH_READY) ## Flatship and its peers side by side; results in tests/benchmarks/results
 	@scripts/debian-packages bench
 	@PYTHONPATH=tests $(PYTHON) -m benchmarks.bench_pair $(BENCH_ARGS)
@@ -55,6 +59,12 @@ clean: ## remove what the other targets made here
 # A changed lock or pyproject.toml is installed at the next target; an unchanged one costs nothing.
 $(VENV_READY): requirements/dev.lock pyproject.toml scripts/python-env
 	@scripts/python-env .venv requirements/dev.lock
+	@touch $@
+
+# There are wheels of atheris for some Pythons and processors only; without it fuzzing is unguided.
+$(FUZZ_READY): requirements/fuzz.lock $(VENV_READY)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+		--only-binary :all: -r $< || echo "fuzz: atheris cannot be installed here; going on without"
 	@touch $@
 
 $(BENCH_READY): requirements/bench.lock $(VENV_READY)

@@ -157,7 +157,7 @@ class Invitations:
             return msgspec.json.decode(path.read_bytes(), type=StoredInvitation)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
             raise ConfigError(f"{path} is not readable: {error}; remove it") from error
 
     def _sweep(self, now: float) -> None:

@@ -22,6 +22,8 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
+import msgspec
+
 from flatship_protocol.constants import DIGEST_SIZE, SEGMENT_CHUNKS
 from flatship_protocol.errors import TransferError
 from flatship_receiver.segment_record import KNOWN_SIZE, SegmentRecord, by_segment, zero_segment
@@ -140,8 +142,9 @@ class ImageRecord:
     layout: str = ""
 
 
-_IMAGE_COLUMNS: Final = ", ".join(field.name for field in fields(ImageRecord))
-_IMAGE_VALUES: Final = ", ".join(f":{field.name}" for field in fields(ImageRecord))
+_IMAGE_FIELDS: Final = tuple(field.name for field in fields(ImageRecord))
+_IMAGE_COLUMNS: Final = ", ".join(_IMAGE_FIELDS)
+_IMAGE_VALUES: Final = ", ".join(f":{name}" for name in _IMAGE_FIELDS)
 
 
 class Journal:
@@ -342,14 +345,21 @@ class Journal:
                 )
 
     def held_segments(self, uuid: bytes) -> list[int]:
-        """Return the numbers of the digest segments of which something is on record, in order."""
+        """Return the numbers of the digest segments of which something is on record, in order.
+
+        Raises:
+            JournalDamaged: What is on record is not a number.
+        """
         with self._guarded():
             rows = self._connection.execute(
                 "SELECT number FROM segment JOIN image ON image.id = segment.image "
                 "WHERE image.uuid = ? ORDER BY number",
                 (uuid,),
             ).fetchall()
-        return [row["number"] for row in rows]
+        numbers = [row["number"] for row in rows]
+        if not all(isinstance(number, int) for number in numbers):
+            raise JournalDamaged(self._about("a digest segment's number is none"))
+        return numbers
 
     def held_in(self, uuid: bytes, number: int) -> list[tuple[int, int, bytes | None]]:
         """Return what ``hold`` was told of a digest segment, and ``let_go`` was not.
@@ -423,13 +433,7 @@ class Journal:
 
         One query a segment: a slow consumer holds up no checkpoint.
         """
-        with self._guarded():
-            numbers = self._connection.execute(
-                "SELECT number FROM segment JOIN image ON image.id = segment.image "
-                "WHERE image.uuid = ? ORDER BY number",
-                (uuid,),
-            ).fetchall()
-        for (number,) in numbers:
+        for number in self.held_segments(uuid):
             digests = self.segment(uuid, number)
             if digests is not None:
                 yield number, digests
@@ -487,11 +491,12 @@ class Journal:
                 values,
             ).fetchall()
         for row in rows:
+            columns = dict(zip(_IMAGE_FIELDS, row, strict=True))
             try:
-                state = ImageState(row["state"])
-            except ValueError as error:
-                raise JournalDamaged(self._about(f"image state {row['state']!r}")) from error
-            yield ImageRecord(**{**dict(row), "state": state})
+                record = msgspec.convert(columns, ImageRecord, builtin_types=(bytes,))
+            except msgspec.ValidationError as error:
+                raise JournalDamaged(self._about(f"an image's record: {error}")) from error
+            yield record
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -519,6 +524,8 @@ class Journal:
             # A failed sync must not be tried again: the kernel has marked the pages clean.
             self._failed = _primary_code(error) == sqlite3.SQLITE_IOERR
             raise _explain(self._folder, error) from error
+        except UnicodeDecodeError as error:  # of SQLite's own message about a damaged schema, too
+            raise JournalDamaged(self._about(f"text that is not UTF-8: {error}")) from error
 
     def _about(self, what: str) -> str:
         return f"{self._folder / DATABASE_NAME}: {what}"

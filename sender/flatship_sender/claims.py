@@ -24,6 +24,8 @@ from flatship_service.errors import ConfigError
 FOLDER: Final = "sessions"
 SESSION_ID_SIZE: Final = 16  # bytes
 
+# Far beyond what is ever counted to, and within the 64 bits that an epoch has on the wire.
+_LAST_EPOCH: Final = (1 << 63) - 1
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -52,7 +54,7 @@ class EpochNotNoted(TransferError):
 
 class _Noted(msgspec.Struct, forbid_unknown_fields=True):
     session_id: Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{{2 * SESSION_ID_SIZE}}}$")]
-    epoch: Annotated[int, msgspec.Meta(ge=1)]
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=_LAST_EPOCH)]
 
 
 class Claim:
@@ -123,5 +125,5 @@ def _last(path: Path) -> _Noted:
         return msgspec.json.decode(path.read_bytes(), type=_Noted)
     except FileNotFoundError:
         return _Noted(secrets.token_hex(SESSION_ID_SIZE), 0)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
         raise ConfigError(f"{path} is not readable: {error}; remove it") from error

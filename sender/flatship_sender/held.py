@@ -1,7 +1,7 @@
 """What a receiver says it holds of a disk, so that only the rest is sent."""
 
 import tempfile
-from typing import IO, Final
+from typing import Final
 
 from flatship_protocol.constants import CHUNK_SIZE, DIGEST_SIZE
 from flatship_protocol.extents import ExtentSet
@@ -21,7 +21,9 @@ class HeldChunks:
     def __init__(self) -> None:
         self._zeros = ExtentSet()
         self._others = ExtentSet()  # both in chunks
-        self._digests: IO[bytes] | None = None  # made for the first one, for most disks never
+        self._digests: tempfile.SpooledTemporaryFile[bytes] | None = (
+            None  # made for the first one, for most disks never
+        )
         self.complete = False
         """Whether the receiver has said all."""
 
@@ -32,9 +34,13 @@ class HeldChunks:
             self._zeros.add(message.first, message.count)
         elif message.count:
             self._others.add(message.first, message.count)
+            at = message.first * DIGEST_SIZE
             if self._digests is None:
                 self._digests = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
-            self._digests.seek(message.first * DIGEST_SIZE)
+            if at + len(message.digests) > _IN_MEMORY:
+                # Not left to the write: in memory that would fill all before it with zeros first.
+                self._digests.rollover()
+            self._digests.seek(at)
             self._digests.write(message.digests)
 
     def digest(self, index: int) -> bytes | None:

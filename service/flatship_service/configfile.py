@@ -56,7 +56,10 @@ def load(path: Path, kind: type[T], *, must_exist: bool) -> T:
     merged: Table = {}
     origins: dict[KeyPath, Path] = {}
     for file in configuration_files(path, must_exist=must_exist):
-        _merge(merged, _read(file), file, origins)
+        try:
+            _merge(merged, _read(file), file, origins)
+        except RecursionError:
+            raise ConfigError(f"{file}: tables or arrays stand in each other too deeply") from None
     try:
         return msgspec.convert(merged, kind, dec_hook=_convert)
     except msgspec.ValidationError as error:
@@ -83,7 +86,7 @@ def _read(path: Path) -> Table:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError is one; a number of 5000 digits is another
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 

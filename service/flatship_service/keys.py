@@ -101,6 +101,8 @@ def read_secret(path: Path) -> bytes:
         raise KeyFileError(f"key file {path} does not exist") from error
     except OSError as error:
         raise KeyFileError(f"key file {path}: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the name, which a configuration can spell
+        raise KeyFileError(f"key file {str(path)!r}: {error}") from error
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

@@ -27,14 +27,15 @@ def write(name: str, bounds: str, arguments: Sequence[str], body: Iterable[str])
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     path = _RESULTS / f"{today}-{name}.md"
     lines = [f"# {name}, {today}", "", bounds, "", *body, "", "## Conditions", ""]
-    lines += [f"- {line}" for line in (*_machine(), *versions())]
+    lines += [f"- {line}" for line in (*machine(), *versions())]
     lines += [f"- command: `{' '.join(arguments)}`"]
     _RESULTS.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
-def _machine() -> list[str]:
+def machine() -> list[str]:
+    """Processor, memory, load, versions and revision, a line each."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
     packages = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)

@@ -133,6 +133,8 @@ def test_a_second_process_is_refused_while_the_first_one_runs(tmp_path: Path) ->
         b'{"session_id": "00112233445566778899aabbccddeeff", "epoch": "x"}',
         b'{"session_id": "xyz", "epoch": 1}',
         b'{"session_id": "00", "epoch": 1}',
+        b'{"session\xef":1}',
+        b'{"session_id":"' + b"0" * 32 + b'","epoch":18446744073709551615}',
     ],
 )
 def test_a_damaged_file_is_named_and_not_replaced(tmp_path: Path, damage: bytes) -> None:

@@ -132,6 +132,14 @@ def test_file_that_is_not_utf8_is_named(main: Path) -> None:
         load(main, Config, must_exist=True)
 
 
+@pytest.mark.parametrize(
+    "text", ["workers = " + "9" * 5000, "tags = " + "[" * 5000, "a" + ".a" * 3000 + " = 1"]
+)
+def test_numbers_and_tables_without_measure_are_refused(main: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"receiver\.toml: (not TOML|tables or arrays)"):
+        read(main, text)
+
+
 def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="directory"):
         load(tmp_path, Config, must_exist=True)

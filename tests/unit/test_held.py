@@ -1,6 +1,8 @@
 """What a receiver holds, as its sender remembers it."""
 
-from flatship_protocol.constants import CHUNK_SIZE, DIGEST_SIZE
+import tracemalloc
+
+from flatship_protocol.constants import CHUNK_SIZE, DIGEST_SIZE, MAX_DISK_SIZE
 from flatship_protocol.messages import Held
 from flatship_sender import held as module
 from flatship_sender.held import HeldChunks
@@ -44,6 +46,21 @@ def test_many_digests_are_kept_out_of_memory(monkeypatch):
         held.take(Held(1, 1, first, 512, digests(first, 512)))
     assert held._digests._rolled
     assert all(held.digest(index) == digests(index, 1) for index in (0, 511, 512, 2047))
+    held.close()
+
+
+def test_a_digest_far_behind_the_others_takes_no_memory_for_what_is_between():
+    far = MAX_DISK_SIZE // CHUNK_SIZE - 1
+    held = HeldChunks()
+    tracemalloc.start()
+    try:
+        held.take(Held(1, 1, 5, 1, digests(5, 1)))
+        held.take(Held(1, 1, far, 1, digests(far, 1)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+    assert (held.digest(5), held.digest(far)) == (digests(5, 1), digests(far, 1))
     held.close()
 
 

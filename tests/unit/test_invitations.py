@@ -164,10 +164,11 @@ def test_what_cannot_be_authorised_later_is_refused_now(
     assert stored(invitations) == []
 
 
-def test_damaged_file_is_named(invitations: Invitations) -> None:
+@pytest.mark.parametrize("content", [b"{", b'{"name\xef":1}'])
+def test_damaged_file_is_named(invitations: Invitations, content: bytes) -> None:
     identifier, _ = invite(invitations)
     (path,) = stored(invitations)
-    path.write_text("{")
+    path.write_bytes(content)
 
     with pytest.raises(ConfigError, match=r"\.invitation is not readable"):
         invitations.find(identifier, NOW)

@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -473,3 +474,44 @@ def test_the_async_journal_hands_on_what_opening_raises(tmp_path, journal):
 
     with pytest.raises(JournalLocked):
         asyncio.run(scenario())
+
+
+DAMAGE = {
+    "a segment's number is text": "UPDATE segment SET number = 'one'",
+    "an image's uuid is text": "UPDATE image SET uuid = 'sixteen letters!'",
+    "an image's state is unknown": "UPDATE image SET state = 'lost'",
+    "an image's size is text": "UPDATE image SET size = 'large'",
+    "a name is not UTF-8": "UPDATE image SET vm = CAST(x'ff' AS TEXT)",
+    "the schema is not UTF-8": (
+        "PRAGMA writable_schema = ON; "
+        "UPDATE sqlite_schema SET sql = CAST(x'ff' || sql AS TEXT) WHERE name = 'image'"
+    ),
+}
+
+
+def damaged(folder: Path, statements: str) -> Path:
+    """A journal with one image and one chunk, to which ``statements`` were done."""
+    with closing(Journal.open(folder)) as journal:
+        journal.begin_image(RECORD)
+        journal.hold(UUID, [(0, 1, None)])
+    with closing(sqlite3.connect(folder / "journal.db")) as connection:
+        connection.executescript(statements)
+    return folder
+
+
+def read_all(folder: Path) -> None:
+    with closing(Journal.open_read_only(folder)) as journal:
+        assert journal.images() == (RECORD,)
+        assert journal.held_segments(UUID) == [0]
+        assert journal.held_in(UUID, 0) == [(0, 1, None)]
+        assert list(journal.segments(UUID)) == []
+
+
+@pytest.mark.parametrize("statements", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_named_whoever_reads(tmp_path: Path, statements: str) -> None:
+    with pytest.raises(JournalError, match=r"journal\.db"):
+        read_all(damaged(tmp_path, statements))
+
+
+def test_columns_are_known_by_their_places(tmp_path: Path) -> None:
+    read_all(damaged(tmp_path, "ALTER TABLE image RENAME COLUMN layout TO laYout"))

@@ -133,6 +133,11 @@ def test_secret_that_is_missing_is_named(tmp_path: Path) -> None:
         read_secret(tmp_path / "psk")
 
 
+def test_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match="null"):
+        read_secret(tmp_path / "a\0b")
+
+
 def test_pipe_in_the_place_of_a_secret_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "psk", 0o600)
 

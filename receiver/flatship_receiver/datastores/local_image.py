@@ -315,7 +315,8 @@ def _image_named_in(lock_fd: int) -> bytes | None:
     text = os.pread(lock_fd, MAX_DESCRIPTOR_SIZE, 0)
     try:
         if text.startswith(_NAME_OF_IMAGE):
-            return bytes.fromhex(text.removeprefix(_NAME_OF_IMAGE).decode("ascii").rstrip())
+            uuid = bytes.fromhex(text.removeprefix(_NAME_OF_IMAGE).decode("ascii").rstrip())
+            return uuid if len(uuid) == vmdk.UUID_SIZE else None
         return vmdk.uuid_of(vmdk.parse(text))
     except (ValueError, DescriptorError):
         return None  # torn, or another program's
