@@ -110,6 +110,7 @@ class Play:
         self._sending: Running | None = None
         self._command: tuple[str | Path, ...] | None = None  # the one that was said to go on
         self._attempts = 0
+        self._unaware = False  # a command may find published what it did not see published
         self._passed = self._toll.passed
         self._allowed = 0
         self._change_due = False
@@ -199,6 +200,7 @@ class Play:
             assert self._sending is not None
             self._sending.kill()
             self._sending = None
+            self._unaware = True
             self._check_standing()
             return
         self._receiver.kill()
@@ -257,6 +259,7 @@ class Play:
 
     def _exists(self, run: CompletedRun) -> None:
         """Published before, which the command that was typed anew did not know."""
+        assert self._unaware or not self._schedule.patient, str(run)
         codes = {disk["error"]["code"] for disk in run.disks if disk["error"]}
         assert codes <= {"disk_exists", "disk_busy"}, str(run)
         self._replace = "disk_exists" in codes and not self._is_done()
