@@ -8,7 +8,7 @@ FUZZ_READY := .venv/.ready-fuzz
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test guards crash soak fuzz bench lint lock clean
+.PHONY: help demo check test guards crash soak fuzz faults bench lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -38,6 +38,10 @@ soak: $(VENV_READY) ## faults on virtual time, by the hundred thousand; results 
 
 fuzz: $(FUZZ_READY) ## every decoder for some seconds, guided by coverage; results in tests/fuzz/results
 	@PYTHONPATH=tests $(PYTHON) -m fuzz.run $(FUZZ_ARGS)
+
+faults: $(VENV_READY) ## long series of kills, failing system calls or hostile links
+	@scripts/debian-packages test
+	@PYTHONPATH=tests:tests/integration $(PYTHON) -m series $(FAULTS_ARGS)
 
 bench: $(BENCH_READY) ## Flatship and its peers side by side; results in tests/benchmarks/results
 	@scripts/debian-packages bench

@@ -150,9 +150,9 @@ _IMAGE_VALUES: Final = ", ".join(f":{name}" for name in _IMAGE_FIELDS)
 class Journal:
     """The record in one state folder. Belongs to the thread that opened it.
 
-    Every method raises ``JournalError`` when the database fails. After an
-    input/output error all later calls raise it too: what the medium holds is
-    unknown until the journal is opened again.
+    Every method raises ``JournalError`` when the database fails. Whether what
+    it was to write is on record is unknown after an input/output error, so the
+    next call opens the database again first, and makes durable what is found.
     """
 
     def __init__(self, folder: Path, connection: sqlite3.Connection, lock: int | None) -> None:
@@ -441,15 +441,18 @@ class Journal:
     def _prepare(self) -> None:
         with self._guarded():
             version = self._version()  # first: a newer journal stays as it is
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute("PRAGMA foreign_keys = ON")
+            self._configure()
             for number in range(version, len(MIGRATIONS)):
                 # executescript commits what is open, so the script brings its own transaction.
                 self._connection.executescript(
                     f"BEGIN IMMEDIATE; {MIGRATIONS[number]}"
                     f"; PRAGMA user_version = {number + 1}; COMMIT;"
                 )
+
+    def _configure(self) -> None:
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
 
     def _version(self) -> int:
         version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -516,16 +519,32 @@ class Journal:
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """Turn the database's exceptions into ``JournalError``."""
-        if self._failed:
-            raise JournalError(self._about("an earlier access failed; restart the receiver"))
         try:
+            if self._failed:
+                self._open_again()
             yield
         except sqlite3.Error as error:
-            # A failed sync must not be tried again: the kernel has marked the pages clean.
-            self._failed = _primary_code(error) == sqlite3.SQLITE_IOERR
+            self._failed |= _primary_code(error) == sqlite3.SQLITE_IOERR
             raise _explain(self._folder, error) from error
         except UnicodeDecodeError as error:  # of SQLite's own message about a damaged schema, too
             raise JournalDamaged(self._about(f"text that is not UTF-8: {error}")) from error
+
+    def _open_again(self) -> None:
+        """Go on after an input/output error with what a fresh start would find.
+
+        A sync that failed must not be tried again: the kernel has marked the
+        pages clean, and the log may be on the medium or not. So the log's
+        content is written anew, into the database, and that is synced.
+        """
+        with suppress(sqlite3.Error):
+            self._connection.close()
+        self._connection = _connect(self._folder, "ro" if self._lock is None else "rwc")
+        if self._lock is not None:
+            self._configure()
+            busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:
+                raise JournalError(self._about("in use by a reader; try again"))
+        self._failed = False
 
     def _about(self, what: str) -> str:
         return f"{self._folder / DATABASE_NAME}: {what}"
@@ -639,6 +658,8 @@ def _explain(folder: Path, error: sqlite3.Error) -> JournalError:
         )
     if code == sqlite3.SQLITE_FULL:
         return JournalError(f"{path}: no space is left for the journal; free some in {folder}")
+    if code == sqlite3.SQLITE_IOERR:
+        return JournalError(f"{path}: {error}; look into the kernel's log for {folder}")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return JournalError(f"{path} cannot be opened ({error}); run this as the receiver's user")
     return JournalError(f"{path}: {error}")

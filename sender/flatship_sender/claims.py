@@ -102,12 +102,16 @@ def claim(state: Path, receiver: str, vm: str) -> Iterator[Claim]:
     Raises:
         AlreadySending: Somebody else holds it.
         ConfigError: The file that remembers it is damaged.
-        EpochNotNoted: The file cannot be written.
+        EpochNotNoted: The file, or the one that is locked, cannot be written.
     """
     folder = state / FOLDER
-    files.make_private_folder(folder)
     path = folder / (_UNSAFE.sub(lambda found: f"%{ord(found[0]):x}", f"{receiver}%{vm}") + ".json")
-    descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = path.with_suffix(".lock")
+    try:
+        files.make_private_folder(folder)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise EpochNotNoted(lock, error) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

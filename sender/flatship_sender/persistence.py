@@ -5,7 +5,7 @@ from typing import Final
 
 from flatship_protocol.errors import RecordNotAuthentic, TransferError
 from flatship_sender.progress import DiskProgress
-from flatship_sender.refusals import TRY_AGAIN
+from flatship_sender.refusals import TRY_AGAIN, NotAuthorised
 from flatship_service.units import format_duration, format_size
 
 DEFAULT_PATIENCE: Final = 86400.0  # seconds
@@ -39,9 +39,11 @@ def worth_another_try(error: TransferError) -> bool:
     """Whether a session that ended by ``error`` may do better as a new one.
 
     A record that is not authentic is the link's doing, or that of somebody on
-    it, and both can as well cut the connection.
+    it, and both can as well cut the connection. A receiver that took this
+    sender's key before and closes during the handshake has most likely
+    crashed, or it is a tunnel that answers for one that is gone.
     """
-    return error.exit_code == TRY_AGAIN or isinstance(error, RecordNotAuthentic)
+    return error.exit_code == TRY_AGAIN or isinstance(error, RecordNotAuthentic | NotAuthorised)
 
 
 def lost_with(disk: DiskProgress, error: TransferError) -> bool:

@@ -4,11 +4,13 @@ Whatever a value holds, it stays inside its line and never reaches the
 terminal as an escape sequence.
 """
 
+import io
 import json
 import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any, Final, Literal, TextIO
 
 import structlog
@@ -46,7 +48,9 @@ def configure(
             render_json if as_json else render_line,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(stream if stream is not None else sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(
+            _Expendable(stream if stream is not None else sys.stderr)
+        ),
         cache_logger_on_first_use=False,
     )
     # Libraries log at length about what is normal; their warnings matter.
@@ -70,6 +74,23 @@ def _quoted(value: object) -> str:
     if _BARE.fullmatch(text):
         return text
     return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+class _Expendable(io.StringIO):
+    """A stream whose failures cost lines and nothing else, as when its file system is full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 class _ToStructlog(logging.Handler):

@@ -15,7 +15,13 @@ _RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("blake3", "cryptography", "uvloop", "zstandard")
 
 
-def write(name: str, bounds: str, arguments: Sequence[str], body: Iterable[str]) -> Path:
+def write(
+    name: str,
+    bounds: str,
+    arguments: Sequence[str],
+    body: Iterable[str],
+    results: Path = _RESULTS,
+) -> Path:
     """Write ``results/YYYY-MM-DD-name.md``, over an earlier one of the same day.
 
     Args:
@@ -23,13 +29,14 @@ def write(name: str, bounds: str, arguments: Sequence[str], body: Iterable[str])
         bounds: One sentence: what the figures bound.
         arguments: The command line that made them, without the interpreter.
         body: Lines of Markdown.
+        results: The folder, which is made.
     """
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    path = _RESULTS / f"{today}-{name}.md"
+    path = results / f"{today}-{name}.md"
     lines = [f"# {name}, {today}", "", bounds, "", *body, "", "## Conditions", ""]
     lines += [f"- {line}" for line in (*machine(), *versions())]
     lines += [f"- command: `{' '.join(arguments)}`"]
-    _RESULTS.mkdir(exist_ok=True)
+    results.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
     return path
 

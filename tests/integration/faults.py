@@ -19,15 +19,22 @@ needs_strace = pytest.mark.skipif(
 
 
 @contextmanager
-def injected(pid: int, call: str, fault: str, path: Path | None = None) -> Iterator[None]:
+def injected(
+    pid: int,
+    call: str,
+    fault: str,
+    path: Path | None = None,
+    log: Path = Path("/dev/null"),
+) -> Iterator[None]:
     """Make ``call`` of every thread of a process behave as ``fault`` says, in strace's words.
 
-    With ``path``, only calls that concern that file.
+    With ``path``, only calls that concern that file. strace's account goes to ``log``, where
+    ``INJECTED`` marks what did not really happen.
     """
     what = ["-e", f"trace={call}", "-e", f"inject={call}:{fault}"]
     if path is not None:
         what += ["-P", str(path)]
-    command = (STRACE or "strace", "-f", "-qq", *what, "-o", "/dev/null", "-p", str(pid))
+    command = (STRACE or "strace", "-f", "-qq", *what, "-o", str(log), "-p", str(pid))
     tracer = subprocess.Popen(command)
     try:
         wait_until(lambda: _all_traced(pid), "tracer attached")
@@ -38,5 +45,8 @@ def injected(pid: int, call: str, fault: str, path: Path | None = None) -> Itera
 
 
 def _all_traced(pid: int) -> bool:
-    statuses = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    try:
+        statuses = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    except (FileNotFoundError, ProcessLookupError):  # a thread has ended: look again
+        return False
     return all("TracerPid:\t0\n" not in status for status in statuses)

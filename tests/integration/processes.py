@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from disks import allocated
 from prometheus_client.parser import text_string_to_metric_families
 
 START_TIMEOUT: Final = 20.0  # seconds
@@ -149,6 +150,11 @@ class Running:
         return self._process.pid
 
     @property
+    def log(self) -> Path:
+        """Where its standard error goes."""
+        return self._err
+
+    @property
     def stderr(self) -> str:
         """What it has said so far."""
         return self._err.read_text(errors="replace")
@@ -220,6 +226,11 @@ class Receiver:
 
     def start(self, *options: Argument) -> None:
         """Start it and wait until it listens."""
+        self.begin(*options)
+        self.wait_started()
+
+    def begin(self, *options: Argument) -> None:
+        """Start it."""
         assert self._running is None
         self._starts += 1
         command = (
@@ -227,8 +238,11 @@ class Receiver:
             *("serve", "--state", self.state, "--listen", self.address, "--http", "127.0.0.1:0"),
             *("--datastore", f"ds={self.datastore}", *options),
         )
-        running = Running(command, self.folder / f"receiver-{self._starts}")
-        self._running = running
+        self._running = Running(command, self.folder / f"receiver-{self._starts}")
+
+    def wait_started(self) -> None:
+        """Wait until it listens."""
+        running = self.process
         wait_until(lambda: running.ended or "listening on" in running.stderr, "receiver listens")
         found = re.search(r"listening on (\S+), metrics on (\S+),", running.stderr)
         assert found, running.stderr
@@ -261,6 +275,11 @@ class Receiver:
         """The process that serves."""
         assert self._running is not None
         return self._running
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not stopped or killed since."""
+        return self._running is not None
 
     @property
     def log(self) -> str:
@@ -319,6 +338,13 @@ class Sender:
         """Pair with the receiver that made an invitation."""
         return self.run("join", "--as", name, "-", stdin=invitation)
 
+    def knows(self, name: str, address: str) -> None:
+        """Know the receiver that was joined as ``esx`` by another name, at another address."""
+        settings = self.state / "receivers.d"
+        text = (settings / "esx.toml").read_text()
+        moved = re.sub(r"endpoint = .*", f'endpoint = "{address}"', text)
+        (settings / f"{name}.toml").write_text(moved)
+
     def send(
         self, *sources: Argument, vm: str, options: Sequence[Argument] = (), to: str = "esx"
     ) -> CompletedRun:
@@ -329,8 +355,11 @@ class Sender:
         self, *sources: Argument, vm: str, options: Sequence[Argument] = (), to: str = "esx"
     ) -> Running:
         """Start to send disks; whatever happens, the process ends with the test."""
+        return self.start_command(self.send_command(*sources, vm=vm, options=options, to=to))
+
+    def start_command(self, command: Sequence[Argument]) -> Running:
+        """Start a command line as it stands; whatever happens, the process ends with the test."""
         self._runs += 1
-        command = self.send_command(*sources, vm=vm, options=options, to=to)
         running = Running(command, self.folder / f"send-{self._runs}")
         self._started.append(running)
         return running
@@ -362,6 +391,15 @@ class Pair:
     def start_send(self, *sources: Argument, vm: str, options: Sequence[Argument] = ()) -> Running:
         """Start to send disks."""
         return self.sender.start_send(*sources, vm=vm, options=options)
+
+    def start_until(
+        self, written: int, source: Path, *, vm: str, options: Sequence[Argument] = ()
+    ) -> Running:
+        """Start to send a disk, slowly, and return when so many bytes of it have been written."""
+        sending = self.start_send(source, vm=vm, options=options)
+        part = self.receiver.flat(vm).with_name(f"{vm}-flat.vmdk.flatship-part")
+        wait_until(lambda: part.exists() and allocated(part) >= written, "a part of it is written")
+        return sending
 
 
 @dataclass(frozen=True)

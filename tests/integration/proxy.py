@@ -131,6 +131,43 @@ def stall(direction: Direction, unit: int) -> Harm:
     return harm
 
 
+class Toll:
+    """A harm that does none: counts the bytes to the receiver, and once does what it was told.
+
+    What comes over several connections is counted together.
+    """
+
+    def __init__(self) -> None:
+        self.passed = 0  # bytes
+        self._turn = threading.Lock()
+        self._due: tuple[int, Callable[[], None]] | None = None
+
+    def at(self, passed: int, act: Callable[[], None]) -> None:
+        """Call ``act`` when so many bytes more have passed, in the middle of a unit if need be."""
+        with self._turn:
+            self._due = (self.passed + passed, act)
+
+    def forget(self) -> None:
+        """Call nothing any more."""
+        with self._turn:
+            self._due = None
+
+    def __call__(self, flow: Flow, number: int, data: bytes) -> Iterator[bytes]:
+        if flow.direction is Direction.TO_SENDER:
+            yield data
+            return
+        before, act = len(data), None
+        with self._turn:
+            if self._due is not None and self.passed + len(data) >= self._due[0]:
+                before, act = max(0, self._due[0] - self.passed), self._due[1]
+                self._due = None
+            self.passed += len(data)
+        yield data[:before]
+        if act is not None:
+            act()
+            yield data[before:]
+
+
 def no_harm(flow: Flow, number: int, data: bytes) -> Iterator[bytes]:
     """Pass everything on."""
     yield data
@@ -152,10 +189,10 @@ class Proxy:
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
 
     @property
-    def port(self) -> int:
-        """Where it listens, on 127.0.0.1."""
-        number: int = self._listening.getsockname()[1]
-        return number
+    def address(self) -> str:
+        """Where it listens, as ``HOST:PORT``."""
+        host, port = self._listening.getsockname()
+        return f"{host}:{port}"
 
     def __enter__(self) -> "Proxy":
         self._threads[0].start()
@@ -171,9 +208,13 @@ class Proxy:
         while True:
             try:
                 down, _ = self._listening.accept()
-                up = socket.create_connection(self._upstream)
             except OSError:
                 return
+            try:
+                up = socket.create_connection(self._upstream)
+            except OSError:  # nobody listens there just now
+                _shut(down)
+                continue
             self._sockets += (down, up)
             to_receiver = Flow(Direction.TO_RECEIVER, accepted)
             to_sender = Flow(Direction.TO_SENDER, accepted)

@@ -3,7 +3,6 @@
 The sender runs over one connection through a proxy, which does its harm once at one place.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
@@ -87,10 +86,7 @@ def open_link(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with disk.open("r+b") as file:
         file.truncate(SIZE)
     with Proxy(pair.receiver.address) as proxy:
-        settings = pair.sender.state / "receivers.d"
-        known = (settings / "esx.toml").read_text()
-        to_proxy = re.sub(r"endpoint = .*", f'endpoint = "127.0.0.1:{proxy.port}"', known)
-        (settings / "proxy.toml").write_text(to_proxy)
+        pair.sender.knows("proxy", proxy.address)
         yield Link(pair, proxy, disk)
 
 

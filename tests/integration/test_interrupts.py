@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from disks import MIB, allocated, make_data_disk, make_disk
+from disks import MIB, make_data_disk, make_disk
 from processes import Pair, Running, wait_until
 
 SIZE = 40 * MIB
@@ -23,10 +23,7 @@ def source(tmp_path: Path) -> Path:
 
 def half_way(pair: Pair, source: Path, *options: str) -> Running:
     """Start to send ``source`` slowly, and return when a part of it has been written."""
-    sending = pair.start_send(source, vm=VM, options=(*SLOWLY, *options))
-    part = pair.receiver.flat(VM).with_name(f"{VM}-flat.vmdk.flatship-part")
-    wait_until(lambda: part.exists() and allocated(part) >= SIZE // 2, "half of it is written")
-    return sending
+    return pair.start_until(SIZE // 2, source, vm=VM, options=(*SLOWLY, *options))
 
 
 def nothing_visible(pair: Pair) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from disks import MIB, allocated, make_data_disk, same_content
+from disks import MIB, make_data_disk, same_content
 from processes import Pair, Running, run_program, wait_until
 
 SIZE = 24 * MIB
@@ -22,10 +22,7 @@ def source(tmp_path: Path) -> Path:
 
 def half_way(pair: Pair, source: Path, *options: str) -> Running:
     """Start to send ``source`` slowly, and return when a part of it has been written."""
-    sending = pair.start_send(source, vm=VM, options=(*SLOWLY, *options))
-    part = pair.receiver.flat(VM).with_name(f"{VM}-flat.vmdk.flatship-part")
-    wait_until(lambda: part.exists() and allocated(part) >= SIZE // 8, "a part of it is written")
-    return sending
+    return pair.start_until(SIZE // 8, source, vm=VM, options=(*SLOWLY, *options))
 
 
 def until_it_waits(sending: Running) -> None:

@@ -97,6 +97,15 @@ def test_an_epoch_that_cannot_be_written_is_not_used(
         pytest.fail("the epoch was used")
 
 
+def test_a_folder_in_which_nothing_can_be_made_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "sessions").touch()
+    with (
+        pytest.raises(EpochNotNoted, match=r"web\.lock cannot be written: Not a directory"),
+        claim(tmp_path, "lab", "web"),
+    ):
+        pytest.fail("the claim was given")
+
+
 def test_a_run_that_failed_has_used_its_epoch_up(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), claim(tmp_path, "lab", "web"):
         raise RuntimeError

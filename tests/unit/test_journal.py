@@ -431,15 +431,39 @@ class FailingDisk:
         return getattr(self._connection, name)
 
 
-def test_a_failed_sync_is_never_tried_again(journal):
+def test_a_failed_sync_is_never_tried_again_but_on_a_database_that_was_opened_anew(journal):
+    journal.begin_image(RECORD)
     disk = FailingDisk(journal._connection)
     journal._connection = disk
     with pytest.raises(JournalError, match="I/O"):
         journal.claim_epoch(PEER, SESSION, 1)
-    for _ in range(2):
-        with pytest.raises(JournalError, match="restart the receiver"):
-            journal.claim_epoch(PEER, SESSION, 1)
+    assert journal.claim_epoch(PEER, SESSION, 1) is EpochClaim.NEW
     assert disk.commits == 1
+    assert journal._connection is not disk
+    assert journal.image(UUID) == RECORD
+
+
+def test_what_is_found_after_a_failed_sync_is_made_durable_before_it_is_believed(tmp_path, journal):
+    journal.begin_image(RECORD)
+    journal._connection = FailingDisk(journal._connection)
+    with pytest.raises(JournalError):
+        journal.claim_epoch(PEER, SESSION, 1)
+    log = tmp_path / "journal.db-wal"
+    assert log.stat().st_size
+    assert journal.image(UUID) == RECORD
+    assert not log.stat().st_size  # all of it is in the database, which was synced
+
+
+def test_a_database_that_cannot_be_opened_anew_is_reported_until_it_can(journal, monkeypatch):
+    journal._connection = FailingDisk(journal._connection)
+    with pytest.raises(JournalError):
+        journal.claim_epoch(PEER, SESSION, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr("flatship_receiver.journal.DATABASE_NAME", "missing/journal.db")
+        for _ in range(2):
+            with pytest.raises(JournalError, match="cannot be opened"):
+                journal.claim_epoch(PEER, SESSION, 1)
+    assert journal.claim_epoch(PEER, SESSION, 1) is EpochClaim.NEW
 
 
 def test_a_state_folder_that_cannot_be_made_is_reported(tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import logging
@@ -83,6 +84,19 @@ def test_exception_is_one_line() -> None:
 
     assert stream.getvalue().count("\n") == 1
     assert "ValueError" in stream.getvalue()
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_that_cannot_be_written_costs_nothing_else() -> None:
+    logs.configure(stream=FullDisk())
+    structlog.get_logger().info("lost")
 
 
 def test_warnings_of_libraries_take_the_same_form() -> None:

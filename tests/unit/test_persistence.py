@@ -59,6 +59,7 @@ def failed(error: TransferError, **counts: int) -> DiskProgress:
         refused(ErrorCode.IDLE),
         refused(ErrorCode.TOO_SLOW),
         refused(ErrorCode.TOO_MANY_SESSIONS),
+        NotAuthorised("esx", pairing=False),
     ],
     ids=str,
 )
@@ -71,7 +72,6 @@ def test_what_passes_by_itself_is_worth_another_try(error: TransferError) -> Non
     [
         StaleEpoch("another run"),
         UnexpectedMessage("out of place"),
-        NotAuthorised("esx", pairing=False),
         SourceReadError("sector 7"),
         refused(ErrorCode.STALE_EPOCH),
         refused(ErrorCode.INTERNAL),
