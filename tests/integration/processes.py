@@ -191,14 +191,18 @@ class Receiver:
     """A receiver with its state and one datastore, ``ds``, below ``folder``.
 
     Made stopped. After the first start it keeps its port, so that senders that have
-    paired find it again after a restart.
+    paired find it again after a restart. ``within`` is the command that ``serve`` runs
+    under, if any, and ``host`` the address it listens on.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, within: Sequence[Argument] = (), host: str = "127.0.0.1"
+    ) -> None:
         self.folder = folder
+        self._within = within
         self.state = folder / "receiver"
         self.datastore = folder / "ds"
-        self.address = "127.0.0.1:0"
+        self.address = f"{host}:0"
         self.metrics_url = ""
         self._running: Running | None = None
         self._starts = 0
@@ -209,6 +213,7 @@ class Receiver:
         assert self._running is None
         self._starts += 1
         command = (
+            *self._within,
             *RECEIVER,
             *("serve", "--state", self.state, "--listen", self.address, "--http", "127.0.0.1:0"),
             *("--datastore", f"ds={self.datastore}", *options),
