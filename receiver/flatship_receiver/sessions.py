@@ -346,12 +346,17 @@ class Session:
         return disk
 
     async def _maintain(self) -> None:
-        """Say that we live where nothing was said for long; end the session of a revoked key."""
+        """Say that we live where nothing was said for long; end the session of a revoked key.
+
+        Also have each disk look whether it gets on.
+        """
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(UPKEEP_INTERVAL)
             if self._peer_now() is None and not self._aborted.done():
                 self._aborted.set_result(ErrorCode.NOT_PERMITTED)
+            for disk in self._disks.values():
+                disk.look_for_stall()
             for connection in list(self._connections.values()):
                 if loop.time() - connection.sent_at >= KEEPALIVE_INTERVAL and not connection.busy:
                     self._ping(connection)
@@ -376,12 +381,12 @@ class Session:
             return self.caller.peer
 
     async def _end(self) -> None:
-        if self._upkeep is not None:
-            self._upkeep.cancel()
         for disk in self._disks.values():
             disk.fail(Abandoned(ErrorCode.CANCELLED))
         if self._running:
             await asyncio.wait(self._running)
+        if self._upkeep is not None:  # not sooner: it says which storage is waited for
+            self._upkeep.cancel()
         self._log.info("session ended", orderly=self._over)
         self.ended.set()
 
