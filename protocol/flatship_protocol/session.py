@@ -194,6 +194,15 @@ class SenderSession:
             raise ValueError(f"disk handle {message.disk} is taken")
         self.disks[message.disk] = SenderDisk(message.pass_number, message.size)
 
+    @property
+    def awaits_stored(self) -> bool:
+        """Whether a chunk was sent that is not acknowledged."""
+        return any(
+            sent_at != NOT_SENT
+            for disk in self.disks.values()
+            for _, sent_at in disk.chunks.values()
+        )
+
     def has_credit(self, length: int) -> bool:
         """Whether a chunk of ``length`` bytes may be sent now."""
         return self.outstanding + length <= self.credit

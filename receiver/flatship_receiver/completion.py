@@ -35,6 +35,7 @@ class Completion:
         facilities: Shared by all disks.
         send: Sends a message to the sender.
         check: Raises when the disk is to be given up; also called in the proof's thread.
+        got_on: Called whenever more was read.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Completion:
         facilities: Facilities,
         send: Callable[[Message], Awaitable[None]],
         check: Callable[[], None],
+        got_on: Callable[[], None],
     ) -> None:
         self._opening = opening
         self._uuid = uuid
@@ -54,6 +56,7 @@ class Completion:
         self._shared = facilities
         self._send = send
         self._check = check
+        self._got_on = got_on
 
     async def prove(self, root: bytes, proven: ExtentSet) -> int:
         """Read the image again and compare it with what the journal recorded.
@@ -144,8 +147,11 @@ class Completion:
         return False
 
     async def _tell(self, progress: "_Progress") -> None:
-        opening = self._opening
+        opening, told = self._opening, 0
         while True:
+            if progress.done != told:
+                told = progress.done
+                self._got_on()
             proving = Proving(opening.disk, opening.pass_number, progress.done, progress.total)
             await finished(self._send(proving))  # a send cut short would cost the connection
             await asyncio.sleep(PROVING_INTERVAL)

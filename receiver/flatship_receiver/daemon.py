@@ -31,11 +31,14 @@ from flatship_receiver.sessions import Sessions
 from flatship_service.errors import ConfigError
 from flatship_service.http import HttpEndpoint
 from flatship_service.keys import load_or_create_identity
+from flatship_service.leaving import leave_without_threads
 from flatship_service.notify import Notifier
 from flatship_service.signals import stop_on_signal
 from flatship_service.workers import Workers
 
 FRAMES: Final = 32
+FAILED: Final = 1
+STOP_TIMEOUT: Final = 10.0  # seconds that disks get to let go of their files
 SLOW_WORKERS: Final = 8  # threads that wait for storage: flushes, proofs, allocations
 
 log = structlog.get_logger()
@@ -100,8 +103,16 @@ async def serve(config: Config, version: str) -> None:
         notifier.stopping("closing sessions")
         accepting.cancel()
         log.info("stopping", sessions=sessions.count)
-        await sessions.close(ErrorCode.SHUTTING_DOWN)
-        await listener.close()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await sessions.close(ErrorCode.SHUTTING_DOWN)
+                await listener.close()
+        except TimeoutError:
+            # What was acknowledged is on stable storage; the rest comes again.
+            leave_without_threads(
+                f"a datastore does not answer; stopped without it after {STOP_TIMEOUT:.0f} s",
+                FAILED,
+            )
 
 
 def _store(datastore: Datastore, metrics: ReceiverMetrics) -> Store:

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from flatship_protocol.constants import PROTOCOL_VERSION
 from flatship_protocol.errors import DatastoreError
 from flatship_receiver.admission import Refusal
+from flatship_receiver.stalls import WaitsFor
 from flatship_service.printable import printable
 
 PREFIX: Final = "flatship_receiver_"
@@ -99,9 +100,16 @@ class ReceiverMetrics:
     Args:
         version: Of the software, for ``build_info``.
         monotonic: Seconds; measures the age of answers and of finished disks.
+        wall: Seconds since 1970.
     """
 
-    def __init__(self, version: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        version: str,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         # client_python would add a `_created` gauge to each series, in every process alike.
         prom.disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self._registry = prom.CollectorRegistry()
@@ -131,7 +139,7 @@ class ReceiverMetrics:
             REJECT_REASONS,
         )
         self._spaces = _Spaces(monotonic)
-        self._disks = _DiskStates()
+        self._disks = _DiskStates(monotonic, wall)
         registry.register(self._spaces)
         registry.register(self._disks)
 
@@ -171,6 +179,19 @@ class ReceiverMetrics:
     def disk_state(self, vm: str, disk: str, state: str) -> None:
         """Say where a disk stands; states of FINAL_DISK_STATES start its retention."""
         self._disks.set((label(vm), label(disk)), label(state), self._monotonic())
+
+    def disk_progress(
+        self, vm: str, disk: str, got_on_at: float, waits_for: WaitsFor | None
+    ) -> None:
+        """Say when a disk that is being received last got on, and what it waits for, if it does.
+
+        Args:
+            vm: Its machine.
+            disk: Its name.
+            got_on_at: A reading of ``monotonic``.
+            waits_for: None while it gets on.
+        """
+        self._disks.set_progress((label(vm), label(disk)), got_on_at, waits_for)
 
     def verified(self, count: int) -> None:
         """Count bytes re-read."""
@@ -294,12 +315,16 @@ class _Disk:
     state: str = ""
     seen: set[str] = field(default_factory=set)  # states it has been in
     ended: float | None = None
+    got_on_at: float | None = None
+    waits_for: WaitsFor | None = None
 
 
 class _DiskStates(Collector):
-    """Where each disk stands: 1 for its state, 0 for those it has left."""
+    """Where each disk stands, 1 for its state, 0 for those it has left; and whether it gets on."""
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic: Callable[[], float], wall: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._wall = wall
         self._lock = threading.Lock()
         self._disks: dict[tuple[str, str], _Disk] = {}
 
@@ -312,6 +337,14 @@ class _DiskStates(Collector):
             if len(self._disks) > MAX_DISKS:
                 del self._disks[next(iter(self._disks))]
 
+    def set_progress(
+        self, key: tuple[str, str], got_on_at: float, waits_for: WaitsFor | None
+    ) -> None:
+        with self._lock:
+            disk = self._disks.get(key)
+            if disk is not None:
+                disk.got_on_at, disk.waits_for = got_on_at, waits_for
+
     def forget(self, now: float, retention: float) -> None:
         with self._lock:
             self._disks = {
@@ -321,15 +354,32 @@ class _DiskStates(Collector):
             }
 
     def collect(self) -> Iterator[Metric]:
-        """A sample for each state that a disk has been in."""
+        """A sample for each state that a disk has been in; its progress until it ends."""
         family = _family(
             "disk_state", "1 for the state the disk is in, 0 once left.", ("vm", "disk", "state")
         )
+        last = _family(
+            "last_progress_timestamp_seconds",
+            "When the disk last got on, since 1970.",
+            ("vm", "disk"),
+        )
+        stalled = _family(
+            "stalled_seconds",
+            "How long the disk has not got on, by what it waits for; 0 while it does.",
+            ("vm", "disk", "waits_for"),
+        )
+        now, to_wall = self._monotonic(), self._wall() - self._monotonic()
         with self._lock:
             for key, disk in self._disks.items():
                 for state in sorted(disk.seen):
                     family.add_metric((*key, state), state == disk.state)
-        yield family
+                if disk.got_on_at is None or disk.ended is not None:
+                    continue
+                last.add_metric(key, round(disk.got_on_at + to_wall, 3))
+                for cause in WaitsFor:
+                    waited = now - disk.got_on_at if disk.waits_for is cause else 0.0
+                    stalled.add_metric((*key, cause.value), round(waited, 3))
+        yield from (family, last, stalled)
 
 
 def label(value: str) -> str:

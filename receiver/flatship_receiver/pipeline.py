@@ -13,6 +13,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -54,6 +55,7 @@ from flatship_receiver.holdings import Holdings, are_on_medium
 from flatship_receiver.images import stands
 from flatship_receiver.journal import ImageRecord, ImageState, Journal, JournalError
 from flatship_receiver.proof import RunningProof
+from flatship_receiver.stalls import DiskStalls, WaitsFor
 from flatship_receiver.store import store
 
 FLUSH_BYTES: Final = 64 << 20  # written and not flushed; more starts a flush at once
@@ -139,6 +141,9 @@ class DiskIntake:
         self._publishing = False
         self._doubted = False  # the target may hold other bytes than are on record
         self._letting_go = False
+        self._stalls = DiskStalls(time.monotonic())
+        self._step: str | None = None  # what the storage is to do, beside storing chunks
+        self._over = False
         self._log = log.bind(vm=opening.vm, disk=opening.name)
 
     @property
@@ -149,12 +154,14 @@ class DiskIntake:
     async def run(self) -> None:
         """See the disk through to its end; failures are told to the sender, not raised."""
         try:
-            await self._open()
+            with self._at_storage("open"):
+                await self._open()
             if self.opening.dry_run:
                 return
             await self._receive()
             if self._standing is None:
-                await self._finish()
+                with self._at_storage("prove and publish"):
+                    await self._finish()
             else:
                 await self._say_proven(self._standing, 0, published=True)
         except TransferError as error:
@@ -165,7 +172,44 @@ class DiskIntake:
             self._log.error("internal error", reason=repr(error))
             await self._failed(TransferError(f"internal error: {error!r}"))
         finally:
-            await self._release()
+            with self._at_storage("let go"):
+                await self._release()
+            self._over = True
+
+    def look_for_stall(self) -> None:
+        """Say so in the log and the metrics if the disk does not get on, or does again."""
+        if self._over:
+            return
+        now = time.monotonic()
+        at_storage = self._step is not None or self._storing > 0
+        change = self._stalls.look(now, at_storage=at_storage)
+        waits_for = self._stalls.waits_for
+        self._shared.metrics.disk_progress(
+            self.opening.vm, self.opening.name, self._stalls.got_on_at, waits_for
+        )
+        if change is None:
+            return
+        seconds = round(change.seconds)
+        if change.waits_for is WaitsFor.STORAGE:
+            step = self._step or "write"
+            self._log.warning("the storage does not get on", step=step, seconds=seconds)
+        elif change.waits_for is WaitsFor.SENDER:
+            self._log.info("nothing comes for this disk", seconds=seconds)
+        else:
+            self._log.info("the disk gets on again", after=seconds)
+
+    @contextmanager
+    def _at_storage(self, step: str) -> Iterator[None]:
+        before, self._step = self._step, step
+        self._got_on()
+        try:
+            yield
+        finally:
+            self._step = before
+            self._got_on()
+
+    def _got_on(self) -> None:
+        self._stalls.got_on(time.monotonic())
 
     async def store(self, chunk: Chunk, frame: memoryview) -> None:
         """Write a chunk that the session accepted; the frame is given back.
@@ -174,6 +218,7 @@ class DiskIntake:
             CodecError: The peer broke the protocol.
         """
         self._storing += 1
+        self._got_on()
         started = time.monotonic()
         try:
             self._require_not_standing()
@@ -202,6 +247,7 @@ class DiskIntake:
     async def zero(self, message: Zero) -> None:
         """Make a run of zeros that the session accepted."""
         self._storing += 1
+        self._got_on()
         try:
             self._require_not_standing()
             await self._held.let_go(message.offset, message.length)
@@ -213,7 +259,9 @@ class DiskIntake:
                 length = min(ZERO_SLICE, end - start)
                 await self._shared.workers.run(self._image.zero, start, length)
                 self._store.metrics.skipped(length)
-            self._note(Written(message.offset, message.length, None))
+                # A slice at a time: what takes hours is to be acknowledged meanwhile.
+                self._note(Written(start, length, None))
+                self._got_on()
         except (DatastoreError, JournalError) as error:
             self.fail(error)
         finally:
@@ -258,6 +306,7 @@ class DiskIntake:
     def _stored_one(self) -> None:
         """Wake ``run`` where it waits for the last store; it need not look at each."""
         self._storing -= 1
+        self._got_on()
         if self._failure is not None or self._letting_go or self.account.end is not None:
             self._changed.set()
 
@@ -478,7 +527,8 @@ class DiskIntake:
         flushed, self._unflushed = self._unflushed, 0
         started = time.monotonic()
         try:
-            await self._shared.slow_workers.run(self._image.flush)
+            with self._at_storage("flush"):
+                await self._shared.slow_workers.run(self._image.flush)
         finally:
             self._shared.metrics.inflight(-flushed)
         self._store.metrics.fsync_seconds(time.monotonic() - started)
@@ -540,6 +590,7 @@ class DiskIntake:
             shared,
             self._send,
             self._check_going_on,
+            self._got_on,
         )
         root, reread = self._manifest.root(), 0
         if self._proof is not None:

@@ -64,8 +64,9 @@ CREDIT: Final = 256 << 20  # bytes of chunks a session may have unacknowledged
 CAPABILITIES: Final = Capability.RESUME
 SOFTWARE: Final = "flatship-receiver"
 TAKEOVER_TIMEOUT: Final = 8.0  # seconds an older incarnation gets to let go of its disks
+ERROR_TIMEOUT: Final = 1.0  # seconds a connection gets to take ERROR
 DRAIN_TIMEOUT: Final = 1.0  # seconds a peer gets to read why it is refused
-UPKEEP_INTERVAL: Final = 5.0  # seconds
+UPKEEP_INTERVAL: Final = 2.0  # seconds
 STORES_PER_CONNECTION: Final = 8  # chunks of one connection under way at once
 FIRST_PASS: Final = 1  # later ones need a capability that there is not yet
 MAX_DISKS: Final = 256  # handles a session may use
@@ -128,6 +129,7 @@ class Session:
         self._connections: dict[int, Connection] = {}
         self._disks: dict[int, DiskIntake] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._pings: set[asyncio.Task[None]] = set()
         self._over = False
         self._upkeep: asyncio.Task[None] | None = None
         self._aborted: asyncio.Future[ErrorCode] = asyncio.get_running_loop().create_future()
@@ -344,16 +346,31 @@ class Session:
         return disk
 
     async def _maintain(self) -> None:
-        """Say that we live where nothing was said for long; end the session of a revoked key."""
+        """Say that we live where nothing was said for long; end the session of a revoked key.
+
+        Also have each disk look whether it gets on.
+        """
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(UPKEEP_INTERVAL)
             if self._peer_now() is None and not self._aborted.done():
                 self._aborted.set_result(ErrorCode.NOT_PERMITTED)
+            for disk in self._disks.values():
+                disk.look_for_stall()
             for connection in list(self._connections.values()):
                 if loop.time() - connection.sent_at >= KEEPALIVE_INTERVAL and not connection.busy:
-                    with suppress(ConnectionLost):
-                        await connection.send(encode(Ping(0), self.epoch))
+                    self._ping(connection)
+
+    def _ping(self, connection: Connection) -> None:
+        """Send PING in a task: one connection that does not take it must not silence the others."""
+
+        async def send() -> None:
+            with suppress(ConnectionLost):
+                await connection.send(encode(Ping(0), self.epoch))
+
+        task = asyncio.create_task(send())
+        self._pings.add(task)
+        task.add_done_callback(self._pings.discard)
 
     def _peer_now(self) -> Peer | None:
         """What the sender's line says now; None if the key was revoked."""
@@ -364,12 +381,12 @@ class Session:
             return self.caller.peer
 
     async def _end(self) -> None:
-        if self._upkeep is not None:
-            self._upkeep.cancel()
         for disk in self._disks.values():
             disk.fail(Abandoned(ErrorCode.CANCELLED))
         if self._running:
             await asyncio.wait(self._running)
+        if self._upkeep is not None:  # not sooner: it says which storage is waited for
+            self._upkeep.cancel()
         self._log.info("session ended", orderly=self._over)
         self.ended.set()
 
@@ -487,9 +504,10 @@ class _Stores:
 async def say_and_close(connection: Connection, code: ErrorCode, epoch: int) -> None:
     """Send ERROR, if the connection still takes it, and close in a way that lets it arrive."""
     try:
-        await connection.send(encode(Error(code), epoch))
+        async with asyncio.timeout(ERROR_TIMEOUT):  # it may be stuck behind what nobody reads
+            await connection.send(encode(Error(code), epoch))
         await connection.stream.drain(DRAIN_TIMEOUT)
-    except ConnectionLost:
+    except (ConnectionLost, TimeoutError):
         pass
     finally:
         connection.close()

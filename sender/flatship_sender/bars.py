@@ -1,5 +1,6 @@
 """Bars on a terminal. The only module that imports rich; ``display`` imports it when needed."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,7 @@ from flatship_sender.progress import (
     TransferProgress,
     TransferState,
 )
+from flatship_sender.stall_teller import StallTeller
 from flatship_service.printable import printable
 from flatship_service.units import format_duration, format_rate, format_size
 
@@ -65,6 +67,7 @@ class LiveBars:
         self._console = console
         self._live: Live | None = None
         self._meters = figures.TransferMeters()
+        self._stalls = StallTeller(again=None)
 
     def show(self, progress: TransferProgress, now: float) -> None:
         """Draw the bars anew."""
@@ -73,6 +76,9 @@ class LiveBars:
             # Standard output carries results: it is not to be drawn around.
             self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False)
             self._live.start()
+        for line in self._stalls.lines(progress, now):
+            # Above the bars, where it stays: whoever comes back later wants to know.
+            self._console.print(_line(f"{time.strftime('%H:%M:%S')} {line}", "yellow"))
         self._live.update(drawn, refresh=True)
 
     def close(self) -> None:
@@ -84,7 +90,7 @@ class LiveBars:
     def draw(self, progress: TransferProgress, now: float) -> RenderableType:
         """The picture at ``now``, no larger than the console."""
         self._meters.look(progress, now)
-        stalled = figures.stall(progress.stalled_since, now)
+        stalled = figures.stall(progress, now)
         size = self._console.size
         others = _OTHER_LINES + (_MORE_WAITING if progress.waiting is not None else 0)
         shown = visible(progress.disks, max(1, size.height - others))
@@ -120,7 +126,7 @@ class LiveBars:
             )
         for index in shown:
             disk = progress.disks[index]
-            texts = cells_of(disk, self._meters.disks[index], progress.stalled_since is not None)
+            texts = cells_of(disk, self._meters.disks[index], progress.stall is not None)
             row: list[RenderableType] = [
                 ProgressBar(total=max(1, disk.size), completed=disk.size - disk.remaining)
                 if column is _BAR
@@ -139,8 +145,10 @@ class LiveBars:
         if live and (wire_rate := self._meters.wire.rate()) is not None:
             facts.append(f"{format_rate(wire_rate)} on the wire")
         eta = figures.seconds_left(remaining, self._meters.moved.rate(figures.ETA_SPAN))
-        if remaining and eta is not None and progress.stalled_since is None:
+        if remaining and eta is not None and progress.stall is None:
             facts.append(f"{format_duration(eta)} left")
+        if changed := sum(disk.changed for disk in progress.disks):
+            facts.append(figures.changed(changed))
         return f"total: {', '.join(facts)}"
 
 

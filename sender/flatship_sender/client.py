@@ -15,6 +15,7 @@ from flatship_protocol.connection import (
     HANDSHAKE_TIMEOUT,
     KEEPALIVE_INTERVAL,
     MAX_CIPHERTEXT_TO_SENDER,
+    STALL_TIMEOUT,
     Connection,
     SocketStream,
     Stream,
@@ -49,6 +50,7 @@ from flatship_protocol.messages import (
     decode,
     encode,
 )
+from flatship_sender.asides import Asides
 from flatship_sender.receivers import Receiver
 from flatship_sender.refusals import NotAuthorised, RefusedByReceiver
 
@@ -59,6 +61,7 @@ GOODBYE_TIMEOUT: Final = 2.0  # seconds
 MIN_IDLE_TIMEOUT: Final = 6  # seconds; a receiver with less patience cannot be kept company
 MAINTENANCE_INTERVAL: Final = 1.0  # seconds
 REPLACE_BACKOFF: Final = 30.0  # seconds after a connection could not be replaced
+UNREAD: Final = 2 * STALL_TIMEOUT  # seconds; a receiver whose storage hangs reads nothing meanwhile
 
 
 Dial: TypeAlias = Callable[[Receiver], Awaitable[Stream]]
@@ -185,19 +188,39 @@ class Client:
         self._retired: set[Connection] = set()
         self._next_index = 0
         self._tasks: asyncio.TaskGroup | None = None
+        self._asides: Asides | None = None
         self._ping_after = KEEPALIVE_INTERVAL
         self._upkeep: asyncio.Task[None] | None = None
+        self._replacement: asyncio.Task[None] | None = None
+        self._widened = False
         self._readers: set[asyncio.Task[None]] = set()
         self._share: int | None = None
         self._replace_from = 0.0  # on the loop's clock
         self.shortfall: TransferError | None = None
         """Why ``widen`` made fewer connections than it was asked for, if it did."""
-        self.control_bytes = 0  # bytes of records that carried no chunk
+        self.heard_at = 0.0
+        """When the receiver last said anything; the loop's clock."""
+        self._control_bytes = 0
 
     @property
     def live(self) -> int:
         """Connections that are open and not being replaced."""
         return len(self._born)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being sent on any connection right now."""
+        return any(connection.busy for connection in self._born)
+
+    @property
+    def taken_at(self) -> float:
+        """When the receiver last took something and more was waiting; the loop's clock."""
+        return max((each.stream.taken_at for each in self._born), default=0.0)
+
+    @property
+    def control_bytes(self) -> int:
+        """Bytes of records that carried no chunk."""
+        return self._control_bytes + (self._asides.sent_bytes if self._asides else 0)
 
     async def open(self, tasks: asyncio.TaskGroup) -> HelloOk:
         """Make the session's first connection.
@@ -206,8 +229,10 @@ class Client:
             tasks: Where readers and upkeep run; a failure of theirs ends it.
         """
         self._tasks = tasks
+        self._asides = Asides(tasks)
         hello = await self._add()
         self._ping_after = min(KEEPALIVE_INTERVAL, hello.idle_timeout / 3)
+        self._upkeep = tasks.create_task(self._maintain())
         if self._on_open is not None:
             self._on_open()
         return hello
@@ -222,7 +247,7 @@ class Client:
         except TransferError as error:
             self.shortfall = error
             self._share_pace(self.live)
-        self._upkeep = self._tasks.create_task(self._maintain())
+        self._widened = True
 
     async def borrow(self) -> Connection:
         """Wait for a connection that nobody else sends chunks on; to be given back."""
@@ -238,7 +263,7 @@ class Client:
         connection = next((each for each in self._born if not each.closed), None)
         if connection is None:
             raise ConnectionLost(f"no connection to {self._receiver} is left")
-        self.control_bytes += await connection.send(encode(message, self._session.epoch))
+        self._control_bytes += await connection.send(encode(message, self._session.epoch))
 
     async def finish(self) -> None:
         """Say goodbye and wait a little for the receiver to close the connections.
@@ -246,9 +271,13 @@ class Client:
         All that mattered has been said: a connection that is lost now is no failure.
         """
         self._retired.update(self._born)
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            await asyncio.wait({self._upkeep})
+        upkeep = {task for task in (self._upkeep, self._replacement) if task is not None}
+        for task in upkeep:
+            task.cancel()
+        if upkeep:
+            await asyncio.wait(upkeep)
+        if self._asides is not None:
+            self._asides.stop()
         with suppress(ConnectionLost, TimeoutError):
             async with asyncio.timeout(GOODBYE_TIMEOUT):
                 await self.send(Goodbye(last=True))
@@ -259,6 +288,8 @@ class Client:
 
     def close(self) -> None:
         """Drop all connections at once; who sends on one or waits for one gets ConnectionLost."""
+        if self._asides is not None:
+            self._asides.stop()
         self._retired.update(self._born)  # so that their readers see their end coming
         for connection in self._retired:
             connection.close()
@@ -303,8 +334,9 @@ class Client:
             except PeerError as error:
                 await self._protest(connection, error)
                 raise
+            self.heard_at = asyncio.get_running_loop().time()
             if isinstance(message, Ping):
-                await connection.send(encode(Pong(message.token), self._session.epoch))
+                await self._say_aside(connection, Pong(message.token))
             elif isinstance(message, Error):
                 raise RefusedByReceiver(message.code, message.numbers)
             elif not isinstance(message, Pong):
@@ -313,6 +345,10 @@ class Client:
                 except PeerError as error:
                     await self._protest(connection, error)
                     raise
+
+    async def _say_aside(self, connection: Connection, message: Ping | Pong | Goodbye) -> None:
+        assert self._asides is not None
+        await self._asides.say(connection, encode(message, self._session.epoch))
 
     async def _protest(self, connection: Connection, error: PeerError) -> None:
         """Tell the receiver what it did wrong, unless it cannot be the receiver that did it."""
@@ -323,20 +359,22 @@ class Client:
 
     async def _maintain(self) -> None:
         """Keep quiet connections alive and replace old ones, until cancelled."""
+        assert self._tasks is not None
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(MAINTENANCE_INTERVAL)
             for connection, born in list(self._born.items()):
                 if self._is_due(connection, born):
-                    await self._replace(connection)
+                    # In a task: a dial that takes long must not silence the others.
+                    self._replacement = self._tasks.create_task(self._replace(connection))
                 elif loop.time() - connection.sent_at >= self._ping_after and not connection.busy:
-                    ping = Ping(secrets.randbits(64))
-                    self.control_bytes += await connection.send(encode(ping, self._session.epoch))
+                    await self._say_aside(connection, Ping(secrets.randbits(64)))
 
     def _is_due(self, connection: Connection, born: float) -> bool:
         """Whether to replace a connection now; one at a time, for each takes a place of its own."""
         now = asyncio.get_running_loop().time()
-        if self._retired or now < self._replace_from:
+        replacing = self._replacement is not None and not self._replacement.done()
+        if replacing or self._retired or not self._widened or now < self._replace_from:
             return False
         return (
             now - born >= self._lifetime.seconds or connection.sealed_bytes >= self._lifetime.bytes
@@ -355,7 +393,7 @@ class Client:
         del self._born[old]
         self._retired.add(old)
         self._forget_idle(old)
-        await old.send(encode(Goodbye(last=False), self._session.epoch))
+        await self._say_aside(old, Goodbye(last=False))
 
     def _forget_idle(self, old: Connection) -> None:
         idle = [self._idle.get_nowait() for _ in range(self._idle.qsize())]
@@ -376,7 +414,7 @@ async def dial_tcp(receiver: Receiver) -> Stream:
             found = await loop.getaddrinfo(
                 receiver.endpoint.host, receiver.endpoint.port, type=socket.SOCK_STREAM
             )
-            return SocketStream(await _first_that_answers(found))
+            return SocketStream(await _first_that_answers(found), unread=UNREAD)
     except TimeoutError as error:
         raise ConnectionLost(
             f"{receiver} did not answer within"

@@ -4,7 +4,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -27,10 +27,11 @@ from flatship_sender.progress import DiskProgress, TransferProgress
 from flatship_sender.receivers import Receiver, Receivers
 from flatship_sender.sources.base import BlockSource
 from flatship_sender.sources.raw import open_source
-from flatship_service.cli import tell
+from flatship_service.cli import INTERRUPTED, tell
 from flatship_service.errors import ConfigError
 from flatship_service.http import HttpEndpoint
 from flatship_service.keys import Identity
+from flatship_service.leaving import leave_without_threads
 from flatship_service.signals import stop_on_signal
 from flatship_service.workers import Workers
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 DEFAULT_CONNECTIONS: Final = 4
 WORTH_A_CONNECTION: Final = 64 << 10  # bytes per second; a limit makes no thinner ones
 STOP_TIMEOUT: Final = 5.0  # seconds an interrupted transfer gets to say goodbye
+LEAVE_TIMEOUT: Final = 2.0  # seconds after that for reads of sources to return
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +206,14 @@ async def _send(
         stop = cleanup.enter_context(stop_on_signal(asyncio.get_running_loop()))
         await cleanup.enter_async_context(following(display, progress))
         running = asyncio.create_task(incarnations.run())
-        failure = await _finish(running, incarnations, stop)
+        failure = await _finish(running, incarnations, stop, display)
     if incarnations.shortfall is not None:
         tell(f"warning: fewer connections than asked for: {incarnations.shortfall}")
     return Outcome(progress, failure)
 
 
 async def _finish(
-    running: asyncio.Task[None], incarnations: Incarnations, stop: asyncio.Event
+    running: asyncio.Task[None], incarnations: Incarnations, stop: asyncio.Event, display: Display
 ) -> TransferError | None:
     """Wait for the transfer; when asked to stop, let it say goodbye, but not for long.
 
@@ -223,6 +225,11 @@ async def _finish(
         if incarnations.stop():
             await asyncio.wait({running}, timeout=STOP_TIMEOUT)
         running.cancel()
+        await asyncio.wait({running}, timeout=LEAVE_TIMEOUT)
+        if not running.done():
+            with suppress(OSError):  # a terminal that is gone
+                display.close()
+            leave_without_threads("a source does not answer; stopped without it", INTERRUPTED)
     stopping.cancel()
     try:
         await running

@@ -18,6 +18,7 @@ from flatship_sender.progress import (
     TransferProgress,
     TransferState,
 )
+from flatship_sender.stall_teller import StallTeller
 from flatship_service.printable import printable
 from flatship_service.units import format_duration, format_rate, format_size
 
@@ -136,7 +137,7 @@ class LogLines:
         self._wall = wall
         self._meters = figures.TransferMeters()
         self._said: dict[int, tuple[TransferState, float]] = {}  # by index: state, when
-        self._stall_said: float | None = None  # when
+        self._stalls = StallTeller(LOG_LINE_INTERVAL)
         self._wait_said: tuple[str, float] | None = None  # the reasons, when
         self._reconnections = 0
 
@@ -157,14 +158,8 @@ class LogLines:
         """Do nothing: every line is complete."""
 
     def _show_stall(self, progress: TransferProgress, now: float) -> None:
-        stall = figures.stall(progress.stalled_since, now)
-        if stall is None:
-            if self._stall_said is not None:
-                self._write(f"{printable(progress.receiver)}: moving again")
-            self._stall_said = None
-        elif self._stall_said is None or now - self._stall_said >= LOG_LINE_INTERVAL:
-            self._stall_said = now
-            self._write(f"{printable(progress.receiver)}: {stall}")
+        for line in self._stalls.lines(progress, now):
+            self._write(line)
 
     def _show_waiting(self, progress: TransferProgress, now: float) -> None:
         if progress.reconnections != self._reconnections:
@@ -199,6 +194,8 @@ def log_line(disk: DiskProgress, meters: figures.DiskMeters) -> str:
         ratio = figures.compression_ratio(disk.sent, disk.payload.total())
         facts.append(f"ratio {figures.format_ratio(ratio)}")
         facts.append(f"{format_size(disk.skipped)} skipped")
+    if disk.changed:
+        facts.append(figures.changed(disk.changed))
     if (eta := meters.eta(disk)) is not None:
         facts.append(f"{format_duration(eta)} left")
     if disk.state in FINAL_STATES and disk.seconds:

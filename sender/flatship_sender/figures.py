@@ -7,14 +7,22 @@ from collections import deque
 from typing import Final
 
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState, Waiting
+from flatship_sender.stalls import WaitsFor
 from flatship_service.printable import printable
-from flatship_service.units import format_duration
+from flatship_service.units import format_duration, format_size
 
 UNKNOWN: Final = "-"
 RATE_SPAN: Final = 10.0  # seconds over which a rate is taken
 ETA_SPAN: Final = 60.0  # seconds; longer, so that the time left does not jump about
 MIN_SPAN: Final = 3.0  # seconds before a rate means anything
 MAX_ETA: Final = 100 * 86400.0  # seconds; more than that is not a forecast
+
+_STALLS: Final = {
+    WaitsFor.RECEIVER: "no word from the receiver",
+    WaitsFor.STORAGE: "the receiver answers, its storage does not get on",
+    WaitsFor.LINK: "nothing comes from the receiver; is the link up, and its host?",
+    WaitsFor.SOURCE: "the source does not give its data",
+}
 
 AT_WORK: Final = (TransferState.OPENING, TransferState.SENDING, TransferState.PROVING)
 
@@ -144,11 +152,17 @@ def failure(disk: DiskProgress) -> str | None:
     return None if disk.error is None else printable(disk.error)
 
 
-def stall(stalled_since: float | None, now: float) -> str | None:
-    """What to say while nothing moves; None while something does."""
-    if stalled_since is None:
+def changed(size: int) -> str:
+    """What to say when the source is no longer what an interrupted run has read."""
+    return f"changed since the interrupted run: {format_size(size)}, sent again"
+
+
+def stall(progress: TransferProgress, now: float) -> str | None:
+    """What to say while nothing gets on; None while something does."""
+    if progress.stall is None:
         return None
-    return f"no progress for {format_duration(max(0.0, now - stalled_since))}"
+    still_for = format_duration(max(0.0, now - progress.stall.since))
+    return f"no progress for {still_for}: {_STALLS[progress.stall.waits_for]}"
 
 
 def waiting_times(waiting: Waiting, now: float) -> str:

@@ -54,6 +54,19 @@ class HeldChunks:
         """Whether a range, in bytes of whole chunks, is held and zeros."""
         return self._zeros.covers(offset // CHUNK_SIZE, -(-length // CHUNK_SIZE))
 
+    def overlaps(self, offset: int, length: int) -> bool:
+        """Whether any chunk of a range, in bytes of whole chunks, is held, whatever is in it."""
+        first, count = offset // CHUNK_SIZE, -(-length // CHUNK_SIZE)
+        return self._others.overlaps(first, count) or self._zeros.overlaps(first, count)
+
+    def data_within(self, offset: int, length: int) -> int:
+        """Bytes of a range, from the start of a chunk, that are held and not zeros."""
+        first, count = offset // CHUNK_SIZE, -(-length // CHUNK_SIZE)
+        absent = sum(chunks for _, chunks in self._others.gaps(first, count))
+        held = (count - absent) * CHUNK_SIZE
+        last_is_short = length % CHUNK_SIZE and self._others.covers(first + count - 1, 1)
+        return held - (CHUNK_SIZE - length % CHUNK_SIZE) if last_is_short else held
+
     def close(self) -> None:
         """Let go of the digests."""
         if self._digests is not None:

@@ -24,6 +24,7 @@ from flatship_sender.progress import (
     TransferProgress,
     TransferState,
 )
+from flatship_sender.stalls import WaitsFor
 from flatship_service.printable import printable
 
 PREFIX: Final = "flatship_sender_"
@@ -120,12 +121,15 @@ class _Totals:
     skipped: Counter[str] = field(default_factory=lambda: Counter(hole=0, zero=0, unchanged=0))
     payload: Counter[tuple[str, str]] = field(default_factory=Counter)
     wire: Counter[str] = field(default_factory=Counter)
+    resent: Counter[tuple[str, str]] = field(default_factory=Counter)  # by reason and receiver
     stages: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(STAGES, 0)))
 
     def add(self, progress: TransferProgress) -> None:
         receiver = label(progress.receiver)
         self.wire[receiver] += progress.wire
         for disk in progress.disks:
+            self.resent["lost", receiver] += disk.resent
+            self.resent["changed", receiver] += disk.changed
             self.read += disk.read
             self.skipped["hole"] += disk.skipped_hole
             self.skipped["zero"] += disk.skipped_zero
@@ -140,6 +144,7 @@ class _Totals:
             self.skipped.copy(),
             self.payload.copy(),
             self.wire.copy(),
+            self.resent.copy(),
             self.stages.copy(),
         )
 
@@ -181,6 +186,7 @@ class _Transfers(Collector):
     def collect(self) -> Iterator[Metric]:
         """All samples of this moment."""
         yield from self._collect_disks()
+        yield self._stalled()
         yield from self._collect_totals()
 
     def _disks(self) -> dict[tuple[str, str], DiskProgress]:
@@ -217,6 +223,20 @@ class _Transfers(Collector):
                 states.add_metric((*key, state.value), state is disk.state)
         yield from (size, remaining, acked, last, level, states)
 
+    def _stalled(self) -> Metric:
+        stalled = _gauge(
+            "stalled_seconds",
+            "How long nothing has got on, by what is waited for; 0 while it does.",
+            ("transfer", "waits_for"),
+        )
+        now = self._monotonic()
+        for name, watched in self._watched.items():
+            stall = watched.progress.stall
+            for cause in WaitsFor:
+                waited = now - stall.since if stall and stall.waits_for is cause else 0.0
+                stalled.add_metric((name, cause.value), round(waited, 3))
+        return stalled
+
     def _collect_totals(self) -> Iterator[Metric]:
         totals = self._retired.copy()
         for watched in self._watched.values():
@@ -234,12 +254,19 @@ class _Transfers(Collector):
         wire = _counter("wire_bytes_total", "Bytes put on the wire, all overhead.", ("receiver",))
         for receiver, count in totals.wire.items():
             wire.add_metric((receiver,), count)
+        resent = _counter(
+            "resent_bytes_total",
+            "Bytes of chunks sent again: lost with a session, or changed since they were sent.",
+            ("reason", "receiver"),
+        )
+        for reason_and_receiver, count in totals.resent.items():
+            resent.add_metric(reason_and_receiver, count)
         busy = _counter(
             "stage_busy_seconds_total", "Time that workers spent in a stage.", ("stage",)
         )
         for stage, seconds in totals.stages.items():
             busy.add_metric((stage,), seconds)
-        yield from (read, skipped, payload, wire, busy)
+        yield from (read, skipped, payload, wire, resent, busy)
 
 
 def label(value: str) -> str:

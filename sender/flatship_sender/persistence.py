@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from flatship_protocol.errors import RecordNotAuthentic, TransferError
+from flatship_protocol.errors import ErrorCode, RecordNotAuthentic, TransferError
 from flatship_sender.progress import DiskProgress
 from flatship_sender.refusals import TRY_AGAIN, NotAuthorised
 from flatship_service.units import format_duration, format_size
@@ -41,9 +41,15 @@ def worth_another_try(error: TransferError) -> bool:
     A record that is not authentic is the link's doing, or that of somebody on
     it, and both can as well cut the connection. A receiver that took this
     sender's key before and closes during the handshake has most likely
-    crashed, or it is a tunnel that answers for one that is gone.
+    crashed, or it is a tunnel that answers for one that is gone. DISK_BUSY ends
+    a session only where the receiver has yet to let go of the one before, whose
+    storage hangs.
     """
-    return error.exit_code == TRY_AGAIN or isinstance(error, RecordNotAuthentic | NotAuthorised)
+    return (
+        error.exit_code == TRY_AGAIN
+        or error.code is ErrorCode.DISK_BUSY
+        or isinstance(error, RecordNotAuthentic | NotAuthorised)
+    )
 
 
 def lost_with(disk: DiskProgress, error: TransferError) -> bool:

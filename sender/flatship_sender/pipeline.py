@@ -55,6 +55,8 @@ from flatship_sender.progress import (
 )
 from flatship_sender.refusals import RefusedByReceiver
 from flatship_sender.sources.base import BlockSource
+from flatship_sender.stalls import Stall, Stalls, allowance, is_lost
+from flatship_service.units import format_duration
 from flatship_service.workers import Workers
 
 FRAMES: Final = 16
@@ -63,7 +65,6 @@ PLAN_BATCH: Final = 256  # works asked of a source at a time
 ZERO_RUN_LIMIT: Final = 256 << 20  # bytes of read zeros held back to be sent as one message
 WINDOW: Final = 0.25  # seconds between two looks of the compression controller
 LANE_WAIT: Final = 0.001  # seconds; a chunk that waited longer found the link busy
-STALL_AFTER: Final = 10.0  # seconds without an acknowledgement while some are due
 FIRST_PASS: Final = 1
 MANY_CONNECTIONS: Final = 4
 SPARE_CONNECTIONS: Final = 2  # of many: for one that replaces another, and one not yet closed
@@ -175,7 +176,7 @@ class Transfer:
         self._disks = {job.opening.disk: DiskTransfer(job, self) for job in jobs}
         self._credit_freed = asyncio.Event()
         self._client: Client | None = None
-        self._acknowledged_at = 0.0
+        self._news = 0  # messages of the receiver that brought something further
 
     @property
     def client(self) -> Client:
@@ -202,7 +203,6 @@ class Transfer:
                 self.resumes = Capability.RESUME in hello.capabilities
                 await client.widen(min(connections, usable(hello.connections)))
                 self.progress.connections = client.live
-                self._acknowledged_at = time.monotonic()
                 watch = tasks.create_task(self._watch())
                 await self._run_disks()
                 watch.cancel()
@@ -241,9 +241,10 @@ class Transfer:
         self._disks[message.disk].take(message)
         self._credit_freed.set()
         if released is None:
+            self._news += not isinstance(message, Stored | Proving)
             return
+        self._news += bool(released.chunk_bytes or released.zero_bytes)
         now = time.monotonic()
-        self._acknowledged_at = now
         disk = self._disks[message.disk].progress
         disk.acked += released.chunk_bytes
         disk.last_progress = now
@@ -270,6 +271,7 @@ class Transfer:
         wire = sum(disk.wire for disk in self.progress.disks)  # of sessions before this one
         sent, then = sum(disk.sent for disk in self.progress.disks), loop.time()
         processor = ProcessorWatch()
+        stalls = Stalls(time.monotonic())
         while True:
             await asyncio.sleep(WINDOW)
             now, saturated = loop.time(), self.lane_waits * 2 > self.lane_uses
@@ -285,17 +287,46 @@ class Transfer:
             wire, sent, then, self.lane_waits, self.lane_uses = total, done, now, 0, 0
             self._count_wire()
             self.progress.connections = self.client.live
-            self._notice_stall(time.monotonic())
+            silent_for = loop.time() - self.client.heard_at
+            stall = stalls.look(
+                time.monotonic(), self._mark(), due=self._due(), silent_for=silent_for
+            )
+            self._tell_stall(stall)
 
     def _count_wire(self) -> None:
         chunks = sum(disk.wire for disk in self.progress.disks)
         self.progress.session_wire = chunks + self.client.control_bytes
 
-    def _notice_stall(self, now: float) -> None:
-        if self.session.outstanding == 0:
-            self._acknowledged_at = now
-        waiting = now - self._acknowledged_at > STALL_AFTER
-        self.progress.stalled_since = self._acknowledged_at if waiting else None
+    def _mark(self) -> object:
+        """Another whenever something got on: see Stalls."""
+        disks = self.progress.disks
+        given = sum(disk.read + disk.skipped + disk.held for disk in disks)
+        proved = sum(disk.proved for disk in disks)
+        states = tuple(disk.state for disk in disks)
+        return self._news, self.client.taken_at, given, proved, states
+
+    def _due(self) -> bool:
+        """Whether it is the receiver's turn."""
+        waiting = (TransferState.OPENING, TransferState.PROVING)
+        return (
+            self.client.busy
+            or self.session.awaits_stored
+            or any(disk.state in waiting for disk in self.progress.disks)
+        )
+
+    def _tell_stall(self, stall: Stall | None) -> None:
+        """Note what is waited for.
+
+        Raises:
+            ConnectionLost: It has been waited for long enough; a new session may do better.
+        """
+        self.progress.stall = stall
+        allowed = max(disk.allowance for disk in self._disks.values())
+        if stall is not None and is_lost(stall, now := time.monotonic(), allowed):
+            raise ConnectionLost(
+                f"nothing got on for {format_duration(now - stall.since)},"
+                f" waiting for the {stall.waits_for}"
+            )
 
 
 class DiskTransfer:
@@ -321,6 +352,12 @@ class DiskTransfer:
     def handle(self) -> int:
         """The disk's number in the session."""
         return self._job.opening.disk
+
+    @property
+    def allowance(self) -> float:
+        """Seconds that it may take to be opened, beyond what every disk may."""
+        opening = self.progress.state is TransferState.OPENING
+        return allowance(self._job.opening) if opening else 0.0
 
     async def run(self) -> None:
         """Send the disk and see it published; failures end in ``progress``."""
@@ -366,9 +403,10 @@ class DiskTransfer:
         elif isinstance(message, DiskProven) and not self._proven.done():
             self._proven.set_result(message)
         elif isinstance(message, Proving):
+            if message.reread > self.progress.proved:
+                self.progress.last_progress = time.monotonic()
             self.progress.proved = message.reread
             self.progress.to_prove = message.total
-            self.progress.last_progress = time.monotonic()
 
     def _fail_by(self, error: Exception) -> None:
         self.fail(error if isinstance(error, TransferError) else Defect(error))
@@ -445,6 +483,7 @@ class DiskTransfer:
     async def _skip(self, hole: SkipHole) -> None:
         self._mark_zeros(hole.offset, hole.length)
         self.progress.skipped_hole += hole.length
+        self.progress.changed += self._held.data_within(hole.offset, hole.length)
         if self._held.are_zeros(hole.offset, hole.length):
             return
         await self._say(Zero(self.handle, FIRST_PASS, hole.offset, hole.length, hole=True))
@@ -514,6 +553,8 @@ class DiskTransfer:
     def _account(self, work: ReadChunk, prepared: Prepared) -> None:
         progress = self.progress
         progress.read += work.length
+        if prepared.held is None:
+            progress.changed += self._changed(work, is_zero=prepared.chunk is None)
         progress.stage_seconds["read"] += prepared.read_seconds
         progress.stage_seconds["digest"] += prepared.digest_seconds
         progress.stage_seconds["compress"] += prepared.compress_seconds
@@ -522,6 +563,12 @@ class DiskTransfer:
                 prepared.level, prepared.literal, prepared.payload, prepared.compress_seconds
             )
         progress.level = self._transfer.controller.level
+
+    def _changed(self, work: ReadChunk, *, is_zero: bool) -> int:
+        """Bytes of a chunk that the receiver holds otherwise than it was read now."""
+        if is_zero:
+            return self._held.data_within(work.offset, work.length)
+        return work.length if self._held.overlaps(work.offset, work.length) else 0
 
     def _leave_out(self, work: ReadChunk, digest: bytes) -> None:
         """Count a chunk that was read and is what the receiver has."""

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from flatship_protocol.errors import ErrorCode
+from flatship_sender.stalls import Stall
 
 STAGES: Final = ("read", "digest", "compress", "seal", "send", "wait")
 
@@ -45,6 +46,8 @@ class DiskProgress:
     ``acked`` those of them that the receiver holds durably.
     ``held`` are bytes that the receiver held already when the session opened the disk,
     and that were not sent again.
+    ``changed`` are bytes of chunks that the receiver held otherwise than they were read now:
+    they are sent again, as data or as zeros. Those of all sessions of the command.
     ``wire`` counts whole records, headers and tags included.
     ``resent`` is how much of ``sent`` went into sessions that were lost before it was
     acknowledged: counted twice, unless it turned out to be held after all.
@@ -63,6 +66,7 @@ class DiskProgress:
     sent: int = 0
     acked: int = 0
     held: int = 0
+    changed: int = 0
     resent: int = 0
     acked_before: int = 0  # in sessions that were lost
     payload: Counter[str] = field(default_factory=Counter)
@@ -133,6 +137,7 @@ class TransferProgress:
     ``session_wire`` counts all bytes on the wire but ``earlier_overhead``, those of
     handshakes and of the session's own records included, as of the last time somebody
     added them up. ``reconnections`` are sessions after the first.
+    ``stall`` is set while nothing gets on, and a session is there to blame for it.
     ``waiting`` is set from the loss of a session until the next one stands.
     """
 
@@ -141,7 +146,7 @@ class TransferProgress:
     disks: list[DiskProgress] = field(default_factory=list)
     connections: int = 0
     session_wire: int = 0
-    stalled_since: float | None = None
+    stall: Stall | None = None
     reconnections: int = 0
     waiting: Waiting | None = None
     earlier_overhead: int = 0  # bytes that lost sessions put on the wire beside the disks' own
@@ -159,5 +164,5 @@ class TransferProgress:
         """Note that a session was lost, and that there will be another one."""
         self.earlier_overhead += max(0, self.session_wire - self._disks_wire)
         self.session_wire = 0
-        self.stalled_since = None
+        self.stall = None
         self.waiting = waiting

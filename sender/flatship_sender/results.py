@@ -27,13 +27,15 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True):
 class Bytes(msgspec.Struct, frozen=True, kw_only=True):
     """Where the bytes went. ``sent`` is before compression, ``payload`` after it, by codec.
 
-    ``held`` was at the receiver before the last session began. ``resent`` is that part of
-    ``sent`` which was lost with a session before it was acknowledged.
+    ``held`` was at the receiver before the last session began. ``changed`` was there too, but
+    is another in the source now, and was sent again. ``resent`` is that part of ``sent``
+    which was lost with a session before it was acknowledged.
     """
 
     read: int
     skipped: Skipped
     held: int
+    changed: int
     sent: int
     resent: int
     payload: dict[str, int]
@@ -137,6 +139,11 @@ def render_table(result: SendResult) -> str:
         for disk in result.disks
         if disk.error
     ]
+    lines += [
+        f"{printable(disk.target)}: {figures.changed(disk.bytes.changed)}"
+        for disk in result.disks
+        if disk.bytes.changed
+    ]
     if result.reconnections:
         times = "once" if result.reconnections == 1 else f"{result.reconnections} times"
         resent = format_size(result.totals.bytes.resent)
@@ -199,6 +206,7 @@ def _bytes(disks: Sequence[DiskProgress], wire: int) -> Bytes:
             zero=sum(disk.skipped_zero for disk in disks),
         ),
         held=sum(disk.held for disk in disks),
+        changed=sum(disk.changed for disk in disks),
         sent=sum(disk.sent for disk in disks),
         resent=sum(disk.resent for disk in disks),
         payload=_summed(disk.payload for disk in disks),

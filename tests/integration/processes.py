@@ -204,6 +204,7 @@ class Receiver:
         state: The state folder, if it is elsewhere.
         datastore: The datastore's folder, if it is elsewhere.
         program: What serves, if not the receiver as it is.
+        host: The address it listens on.
     """
 
     def __init__(
@@ -212,12 +213,13 @@ class Receiver:
         state: Path | None = None,
         datastore: Path | None = None,
         program: Sequence[Argument] = RECEIVER,
+        host: str = "127.0.0.1",
     ) -> None:
         self.folder = folder
         self.state = state or folder / "receiver"
         self.datastore = datastore or folder / "ds"
         self._program = program
-        self.address = "127.0.0.1:0"
+        self.address = f"{host}:0"
         self.metrics_url = ""
         self._running: Running | None = None
         self._starts = 0

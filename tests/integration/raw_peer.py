@@ -42,6 +42,8 @@ from flatship_protocol.messages import (
     HelloOk,
     Message,
     OpenDisk,
+    Ping,
+    Pong,
     Proving,
     Provisioning,
     Segment,
@@ -398,7 +400,7 @@ class ScriptedReceiver:
 
 
 def _welcome(wire: Wire, message: Hello) -> None:
-    wire.send(HelloOk(Capability(0), CREDIT, 16, 90, "scripted"))
+    wire.send(HelloOk(Capability(0), CREDIT, 16, 30, "scripted"))
 
 
 def _open(wire: Wire, message: OpenDisk) -> None:
@@ -413,6 +415,10 @@ def _acknowledge(wire: Wire, message: Chunk | Zero) -> None:
 def _prove(wire: Wire, message: EndPass) -> None:
     digest = message.root_digest
     wire.send(DiskProven(message.disk, message.pass_number, 0, digest, published=True))
+
+
+def _pong(wire: Wire, message: Ping) -> None:
+    wire.send(Pong(message.token))
 
 
 def nothing(wire: Wire, message: Message) -> None:
@@ -433,4 +439,5 @@ _HONEST: Final[dict[type[Any], Answer]] = {
     Abandon: nothing,
     Goodbye: nothing,
     Error: nothing,
+    Ping: _pong,
 }

@@ -47,14 +47,18 @@ class Pipe:
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
-    async def write(self, view: memoryview, closed: Callable[[], bool]) -> None:
-        """Put all of ``view`` on the way; waits while the pipe is full."""
+    async def write(
+        self, view: memoryview, closed: Callable[[], bool], taken: Callable[[], None]
+    ) -> None:
+        """Put all of ``view`` on the way; waits while the pipe is full, and says when it is not."""
         while view:
             if closed() or self._broken or self._ended:
                 raise ConnectionLost("the link broke")
             room = self._room(len(view))
             if not room:
                 await self._change()
+                if self._room(len(view)):
+                    taken()
                 continue
             self._put(bytes(view[:room]))
             view = view[room:]
@@ -163,7 +167,7 @@ class MemoryStream:
         self.incoming = incoming
         self.outgoing = outgoing
         self._loop = asyncio.get_running_loop()
-        self.moved_at = self._loop.time()
+        self.heard_at = self.taken_at = self._loop.time()
 
     async def read_exactly(self, view: memoryview) -> None:
         """See Stream."""
@@ -171,13 +175,15 @@ class MemoryStream:
             count = await self.incoming.read_some(view, lambda: self.closed)
             if count == 0:
                 raise ConnectionClosed(f"{self.peer} closed the connection")
-            self.moved_at = self._loop.time()
+            self.heard_at = self._loop.time()
             view = view[count:]
 
     async def write_all(self, view: memoryview) -> None:
         """See Stream."""
-        await self.outgoing.write(view, lambda: self.closed)
-        self.moved_at = self._loop.time()
+        await self.outgoing.write(view, lambda: self.closed, self._taken)
+
+    def _taken(self) -> None:
+        self.taken_at = self._loop.time()
 
     async def drain(self, seconds: float) -> None:
         """See Stream."""

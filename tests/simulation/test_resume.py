@@ -4,6 +4,7 @@ The oracle is independent of the protocol's digests: bytes are compared with byt
 """
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -14,6 +15,7 @@ from network import Faults
 from test_in_process_transfers import MIB, only, padded, published, run, send, until
 
 from flatship_protocol.errors import ConnectionLost, DatastoreError, ErrorCode, TransferError
+from flatship_protocol.extents import Extent, ExtentKind
 from flatship_protocol.messages import DiskProven, Held, Message
 from flatship_receiver.journal import ImageState, Journal, JournalError
 from flatship_sender.pipeline import Transfer
@@ -109,12 +111,45 @@ def test_a_source_that_changed_meanwhile_has_its_changed_chunks_sent(tmp_path: P
     async def scenario() -> None:
         async with world(tmp_path, store, to_receiver=slow) as at:
             await interrupted(at, MemorySource(data()), stored=6)
-            done, _ = await resumed(at, MemorySource(bytes(changed)))
+            done, heard = await resumed(at, MemorySource(bytes(changed)))
             assert only(done).state is TransferState.PUBLISHED
             assert only(done).held > 0
+            known = {
+                index
+                for message in heard
+                for index in range(message.first, message.first + message.count)
+            }
+            assert only(done).changed == len(known & {0, 1, 3}) * MIB > 0
 
     run(scenario)
     assert published(store, "web") == padded(bytes(changed))
+
+
+class Trimmed(MemorySource):
+    """Its first three chunks have become a hole."""
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        yield Extent(0, 3 * MIB, ExtentKind.HOLE)
+        yield Extent(3 * MIB, self.size - 3 * MIB, ExtentKind.DATA)
+
+
+def test_data_that_became_a_hole_meanwhile_is_said_to_have_changed(tmp_path: Path) -> None:
+    store = FaultyDatastore(1 << 30)
+    trimmed = bytes(3 * MIB) + data()[3 * MIB :]
+
+    async def scenario() -> None:
+        async with world(tmp_path, store, to_receiver=slow) as at:
+            await interrupted(at, MemorySource(data()), stored=6)
+            done, heard = await resumed(at, Trimmed(trimmed))
+            known = {
+                index
+                for message in heard
+                for index in range(message.first, message.first + message.count)
+            }
+            assert only(done).changed == len(known & {0, 1, 2}) * MIB > 0
+
+    run(scenario)
+    assert published(store, "web") == padded(trimmed)
 
 
 def test_what_is_written_again_is_off_the_record_before_it_is_written(tmp_path: Path) -> None:

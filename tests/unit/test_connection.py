@@ -3,10 +3,13 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 
 from flatship_protocol.connection import (
+    IDLE_TIMEOUT,
+    STALL_TIMEOUT,
     Connection,
     FramePool,
     SocketStream,
@@ -14,6 +17,7 @@ from flatship_protocol.connection import (
     sealed,
     watchdog,
 )
+from flatship_protocol.connection.movement import read_counts
 from flatship_protocol.errors import (
     ConnectionLost,
     HandshakeFailed,
@@ -30,6 +34,7 @@ from flatship_protocol.handshake import (
     version_notice,
 )
 from flatship_protocol.records import Sealer
+from flatship_sender.client import UNREAD
 
 LIMIT = 64 * 1024
 PSK = bytes(32)
@@ -369,10 +374,61 @@ def test_a_peer_that_makes_no_progress_is_given_up(
                 await peer.send(record(bytes(30))[:20])
             await receive(connection)
 
-        with pytest.raises(ConnectionLost, match=r"silent|slowly"):
+        with pytest.raises(ConnectionLost, match=r"silent|less than"):
             await use()
         connection.close()
         peer.sock.close()
+
+    run(scenario)
+
+
+def test_the_kernel_says_what_it_carried_and_whether_more_waits() -> None:
+    async def scenario() -> None:
+        ours, theirs = socket_pair()
+        with ours, theirs:
+            ours.sendall(bytes(1000))
+            while (counts := read_counts(ours)).acked < 1000:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            assert not counts.waiting
+            assert read_counts(theirs).received == 1000
+            ours.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    ours.send(bytes(1 << 20))
+            assert read_counts(ours).waiting
+
+    run(scenario)
+
+
+def test_a_receiver_may_leave_unread_for_longer_what_a_sender_may_not() -> None:
+    """The kernel counts a shut window, too: a storage that hangs must not cost the connection."""
+
+    async def scenario() -> None:
+        ours, theirs = socket_pair()
+        streams = SocketStream(ours), SocketStream(theirs, unread=UNREAD)
+        limits = [
+            sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) for sock in (ours, theirs)
+        ]
+        assert limits == [IDLE_TIMEOUT * 1000, UNREAD * 1000]
+        assert UNREAD > STALL_TIMEOUT
+        for stream in streams:
+            stream.close()
+
+    run(scenario)
+
+
+def test_time_spent_sealing_is_counted_although_the_loops_clock_stands_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        ours, theirs = connected()
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "time", lambda: 1.0)
+        await ours.send(bytes(LIMIT - 100))
+        assert ours.seal_seconds > 0
+        monkeypatch.undo()
+        ours.close()
+        theirs.close()
 
     run(scenario)
 

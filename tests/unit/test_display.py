@@ -1,5 +1,6 @@
 import asyncio
 import io
+import re
 import sys
 from collections import Counter
 from typing import Any
@@ -17,6 +18,7 @@ from flatship_sender.display import (
     following,
 )
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState, Waiting
+from flatship_sender.stalls import Stall, WaitsFor
 
 MB = 1_000_000
 GB = 1000 * MB
@@ -173,11 +175,11 @@ def test_a_stall_is_shown_and_no_time_left_with_it() -> None:
     for second in range(10):
         progress.disks[0].acked += 100 * MB
         bars.draw(progress, float(second))
-    progress.stalled_since = 9.0
+    progress.stall = Stall(9.0, WaitsFor.LINK)
     screen = console()
     screen.print(bars.draw(progress, 40.0))
     text = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert "no progress for 31s" in text
+    assert "no progress for 31s: nothing comes from the receiver; is the link up" in text
     assert "left" not in text.split("total:")[1]
     assert text.splitlines()[1].split()[-2:] == ["-", "sending"]
 
@@ -318,17 +320,65 @@ def test_the_end_of_a_disk_is_logged_once_with_its_reason() -> None:
 def test_a_stall_is_logged_when_noticed_every_30_seconds_and_when_it_ends() -> None:
     stream, progress = io.StringIO(), transfer()
     log = LogLines(stream)
-    progress.stalled_since = 10.0
+    progress.stall = Stall(10.0, WaitsFor.STORAGE)
     for second in range(20, 60):
         log.show(progress, float(second))
-    progress.stalled_since = None
+    progress.stall = None
     log.show(progress, 60.0)
     log.show(progress, 61.0)
     assert log_lines(stream) == [
-        "esx1: no progress for 10s",
-        "esx1: no progress for 40s",
-        "esx1: moving again",
+        "esx1: no progress for 10s: the receiver answers, its storage does not get on",
+        "esx1: no progress for 40s: the receiver answers, its storage does not get on",
+        "esx1: moving again after 50s",
     ]
+
+
+def test_what_a_stall_waits_for_is_logged_as_soon_as_it_can_be_told() -> None:
+    stream, progress = io.StringIO(), transfer()
+    log = LogLines(stream)
+    for second, cause in ((20, WaitsFor.RECEIVER), (21, WaitsFor.RECEIVER), (25, WaitsFor.LINK)):
+        progress.stall = Stall(10.0, cause)
+        log.show(progress, float(second))
+    assert log_lines(stream) == [
+        "esx1: no progress for 10s: no word from the receiver",
+        "esx1: no progress for 15s: nothing comes from the receiver; is the link up, and its host?",
+    ]
+
+
+def test_a_stall_that_ends_with_its_session_is_not_logged_as_movement() -> None:
+    stream, progress = io.StringIO(), transfer()
+    log = LogLines(stream)
+    progress.stall = Stall(10.0, WaitsFor.LINK)
+    log.show(progress, 25.0)
+    progress.begin_again(Waiting("the link failed", None, 1.0, 60.0))
+    log.show(progress, 26.0)
+    assert "moving again" not in "".join(log_lines(stream))
+
+
+def test_a_stall_stays_on_record_above_the_bars() -> None:
+    stream, progress = Terminal(), transfer(disk())
+    bars = LiveBars(Console(file=stream, width=100, force_terminal=True, color_system=None))
+    bars.show(progress, 9.0)
+    for second in range(20, 100):
+        progress.stall = Stall(10.0, WaitsFor.STORAGE)
+        bars.show(progress, float(second))
+    progress.stall = None
+    bars.show(progress, 100.0)
+    bars.close()
+    text = stream.getvalue()
+    told = re.findall(r"\d\d:\d\d:\d\d esx1: (no progress for 10s|moving again after 1m 30s)", text)
+    assert told == ["no progress for 10s", "moving again after 1m 30s"]
+
+
+def test_a_source_that_changed_since_the_interrupted_run_is_told() -> None:
+    said = "changed since the interrupted run: 3.0 MiB, sent again"
+    progress = transfer(disk(changed=3 << 20))
+    stream = io.StringIO()
+    LogLines(stream).show(progress, 1.0)
+    assert said in log_lines(stream)[0]
+    assert said in "\n".join(drawn(console(200), progress))
+    progress.disks[0].changed = 0
+    assert "changed" not in "\n".join(drawn(console(200), progress))
 
 
 def test_waiting_is_logged_with_its_reason_and_times_every_30_seconds_and_when_it_ends() -> None:

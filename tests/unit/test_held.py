@@ -39,6 +39,19 @@ def test_zeros_are_held_only_where_all_of_a_range_is():
     held.close()
 
 
+def test_what_is_held_of_a_range_is_counted_in_bytes():
+    held = HeldChunks()
+    held.take(Held(1, 1, 2, 3, digests(2, 3)))
+    held.take(Held(1, 1, 5, 2, b""))
+    assert held.data_within(0, 8 * CHUNK_SIZE) == 3 * CHUNK_SIZE
+    assert held.data_within(3 * CHUNK_SIZE, CHUNK_SIZE + 512) == CHUNK_SIZE + 512
+    assert held.data_within(3 * CHUNK_SIZE, 2 * CHUNK_SIZE + 512) == 2 * CHUNK_SIZE
+    assert held.data_within(0, 2 * CHUNK_SIZE) == held.data_within(5 * CHUNK_SIZE, 512) == 0
+    asked = [held.overlaps(index * CHUNK_SIZE, CHUNK_SIZE) for index in range(8)]
+    assert asked == [False, False, True, True, True, True, True, False]
+    held.close()
+
+
 def test_many_digests_are_kept_out_of_memory(monkeypatch):
     monkeypatch.setattr(module, "_IN_MEMORY", 1024)
     held = HeldChunks()

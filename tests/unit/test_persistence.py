@@ -56,6 +56,7 @@ def failed(error: TransferError, **counts: int) -> DiskProgress:
         ConnectionClosed("gone"),
         RecordNotAuthentic(7),
         refused(ErrorCode.SHUTTING_DOWN),
+        refused(ErrorCode.DISK_BUSY),  # the session before is not let go of yet
         refused(ErrorCode.IDLE),
         refused(ErrorCode.TOO_SLOW),
         refused(ErrorCode.TOO_MANY_SESSIONS),

@@ -2,6 +2,7 @@ from collections import Counter
 
 from flatship_protocol.errors import ErrorCode
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState, Waiting
+from flatship_sender.stalls import Stall, WaitsFor
 
 
 def lost_disk() -> DiskProgress:
@@ -63,11 +64,12 @@ def test_what_was_sent_and_not_acknowledged_is_told_apart_over_any_number_of_ses
 
 def test_the_wire_of_lost_sessions_is_counted_once() -> None:
     disk = lost_disk()
-    progress = TransferProgress("esx", "web", [disk], session_wire=370, stalled_since=3.0)
+    progress = TransferProgress("esx", "web", [disk], session_wire=370)
+    progress.stall = Stall(3.0, WaitsFor.LINK)
     waiting = Waiting("gone", None, 21.0, 99.0)
     progress.begin_again(waiting)
     assert progress.wire == 370
-    assert (progress.waiting, progress.stalled_since) == (waiting, None)
+    assert (progress.waiting, progress.stall) == (waiting, None)
     disk.wire += 100
     assert progress.wire == 470
     progress.session_wire = disk.wire + 30  # as the next session adds it up

@@ -18,8 +18,10 @@ from flatship_receiver.metrics import (
     ReceiverMetrics,
     SpaceSample,
 )
+from flatship_receiver.stalls import WaitsFor
 
 HOSTILE = 'a"b\\c\nd\x1b[31m{}é\udcff\u202e'
+WALL = 1_700_000_000.0
 SPACE = SpaceSample(size=100, free=40, reserved=10)
 
 
@@ -38,7 +40,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def metrics(clock: Clock) -> ReceiverMetrics:
-    return ReceiverMetrics("0.1.0", monotonic=clock)
+    return ReceiverMetrics("0.1.0", monotonic=clock, wall=lambda: WALL)
 
 
 def samples(metrics: ReceiverMetrics) -> dict[str, float]:
@@ -231,6 +233,32 @@ def test_a_disk_s_state_is_1_and_those_it_has_left_are_0(metrics: ReceiverMetric
     metrics.disk_state("web01", "root", "proving")
     shown = samples(metrics)
     assert (shown[state("receiving")], shown[state("proving")]) == (0, 1)
+
+
+def test_a_disk_that_does_not_get_on_is_told_until_it_ends(
+    metrics: ReceiverMetrics, clock: Clock
+) -> None:
+    def told() -> dict[str, float]:
+        return {
+            series.partition("{")[0].removeprefix("flatship_receiver_")
+            + series.partition("waits_for=")[2].rstrip("}"): value
+            for series, value in samples(metrics).items()
+            if "stalled" in series or "last_progress" in series
+        }
+
+    metrics.disk_progress("web", "web", clock.now, None)  # nobody knows it
+    assert told() == {}
+    metrics.disk_state("web", "web", "receiving")
+    metrics.disk_progress("web", "web", clock.now - 12.5, WaitsFor.STORAGE)
+    assert told() == {
+        "last_progress_timestamp_seconds": WALL - 12.5,
+        'stalled_seconds"storage"': 12.5,
+        'stalled_seconds"sender"': 0,
+    }
+    metrics.disk_progress("web", "web", clock.now, None)
+    assert set(told().values()) == {WALL, 0}
+    metrics.disk_state("web", "web", "complete")
+    assert told() == {}
 
 
 def test_series_of_a_disk_that_ended_go_and_of_one_at_work_stay(

@@ -71,6 +71,7 @@ def test_json_of_a_published_disk_has_every_promised_field() -> None:
             "read": 70 * GIB,
             "skipped": {"hole": 30 * GIB, "zero": 10 * GIB},
             "held": 2 * GIB,
+            "changed": 0,
             "sent": 60 * GIB,
             "resent": GIB,
             "payload": {"raw": 5 * GIB, "zstd": 15 * GIB},
@@ -108,6 +109,17 @@ def test_wire_is_never_behind_the_disks_own_counts() -> None:
     progress = transfer(published_disk())
     progress.session_wire = 0
     assert from_progress(progress).totals.bytes.wire == 21 * GIB
+
+
+def test_what_changed_since_an_interrupted_run_is_told_and_summed() -> None:
+    changed, same = published_disk(), published_disk()
+    changed.changed = 3 << 20
+    result = from_progress(transfer(changed, same))
+    assert (result.disks[0].bytes.changed, result.totals.bytes.changed) == (3 << 20, 3 << 20)
+    lines = render_table(result).splitlines()
+    assert [line for line in lines if "changed" in line] == [
+        "web01: changed since the interrupted run: 3.0 MiB, sent again"
+    ]
 
 
 def test_a_transfer_without_disks_has_a_result() -> None:

@@ -7,6 +7,7 @@ import pytest
 from flatship_protocol.errors import ErrorCode, SourceBusy
 from flatship_sender.metrics import CONTENT_TYPE, MAX_LABEL, RETENTION, SenderMetrics
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState
+from flatship_sender.stalls import Stall, WaitsFor
 
 HOSTILE = 'a"b\\c\nd\x1b[31m{}é\udcff\u202e'
 WALL = 1_700_000_000.0
@@ -178,6 +179,36 @@ def test_a_second_transfer_of_the_same_name_replaces_the_series_and_adds_to_tota
     shown = samples(metrics)
     assert shown['flatship_sender_acked_bytes_total{disk="root",transfer="web01"}'] == 1
     assert shown["flatship_sender_read_bytes_total"] == 11
+
+
+def test_a_stall_is_told_by_its_length_and_what_is_waited_for(
+    metrics: SenderMetrics, clock: Clock
+) -> None:
+    progress = transfer(disk())
+    metrics.watch(progress)
+
+    def stalled() -> dict[str, float]:
+        return {
+            waits_for: samples(metrics)[
+                f'flatship_sender_stalled_seconds{{transfer="web01",waits_for="{waits_for}"}}'
+            ]
+            for waits_for in ("receiver", "storage", "link", "source")
+        }
+
+    quiet = {"receiver": 0, "storage": 0, "link": 0, "source": 0}
+    assert stalled() == quiet
+    progress.stall = Stall(clock.now - 12.5, WaitsFor.STORAGE)
+    assert stalled() == quiet | {"storage": 12.5}
+    progress.stall = None
+    assert stalled() == quiet
+
+
+def test_what_is_sent_again_is_counted_by_its_reason(metrics: SenderMetrics) -> None:
+    metrics.watch(transfer(disk(resent=30, changed=5), disk("b", changed=2)))
+    found = samples(metrics)
+    name = "flatship_sender_resent_bytes_total"
+    assert found[f'{name}{{reason="lost",receiver="esx1"}}'] == 30
+    assert found[f'{name}{{reason="changed",receiver="esx1"}}'] == 7
 
 
 def test_errors_are_counted_by_wire_code_and_start_from_0(metrics: SenderMetrics) -> None:

@@ -234,6 +234,7 @@ def test_limits_are_the_codes() -> None:
         "keepalive": connection_layer.KEEPALIVE_INTERVAL,
         "progress": connection_layer.MIN_PROGRESS,
         "window of progress": connection_layer.PROGRESS_WINDOW,
+        "session without progress": connection_layer.STALL_TIMEOUT,
         "virtual hardware, lowest": disk_messages.MIN_HARDWARE_VERSION,
         "virtual hardware, highest": disk_messages.MAX_HARDWARE_VERSION,
     }

@@ -20,7 +20,7 @@ SESSION_ID = bytes(range(0xC0, 0xD0))
 EPOCH = 1
 CREDIT = 64 << 20  # bytes
 CONNECTIONS = 16
-IDLE_TIMEOUT = 90  # seconds
+IDLE_TIMEOUT = 30  # seconds
 SOFTWARE = b"flatship 0.1.0"
 
 # A disk of one chunk of zeros, then a page of zeros and half a kibibyte of "F".

@@ -1,9 +1,17 @@
 """Connections: the only part of the protocol that waits, or touches a socket.
 
-``stream`` moves bytes, ``watchdog`` notices when they stop, ``sealed`` makes
+``stream`` moves bytes, ``movement`` knows when they last did, ``watchdog``
+notices when they stop for longer than ``deadlines`` allow, ``sealed`` makes
 records of them, ``frames`` holds the messages meanwhile.
 """
 
+from flatship_protocol.connection.deadlines import (
+    IDLE_TIMEOUT,
+    KEEPALIVE_INTERVAL,
+    MIN_PROGRESS,
+    PROGRESS_WINDOW,
+    STALL_TIMEOUT,
+)
 from flatship_protocol.connection.frames import FRAME_SIZE, MESSAGE_START, PAGE, FramePool
 from flatship_protocol.connection.sealed import (
     HANDSHAKE_TIMEOUT,
@@ -12,12 +20,6 @@ from flatship_protocol.connection.sealed import (
     initiate,
 )
 from flatship_protocol.connection.stream import SocketStream, Stream
-from flatship_protocol.connection.watchdog import (
-    IDLE_TIMEOUT,
-    KEEPALIVE_INTERVAL,
-    MIN_PROGRESS,
-    PROGRESS_WINDOW,
-)
 
 __all__ = [
     "FRAME_SIZE",
@@ -29,6 +31,7 @@ __all__ = [
     "MIN_PROGRESS",
     "PAGE",
     "PROGRESS_WINDOW",
+    "STALL_TIMEOUT",
     "Connection",
     "FramePool",
     "SocketStream",

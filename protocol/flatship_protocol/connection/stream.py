@@ -6,13 +6,14 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Protocol
 
+from flatship_protocol.connection.deadlines import IDLE_TIMEOUT
+from flatship_protocol.connection.movement import Movement, read_counts
 from flatship_protocol.errors import ConnectionClosed, ConnectionLost
 
 MAX_UNSENT: Final = 256 << 10  # bytes the kernel holds unsent: more would hide how fast the link is
 SOCKET_READ: Final = 64 * 1024  # bytes discarded at a time
 PROBE_AFTER: Final = 10  # seconds of silence before TCP asks whether the peer's host still lives
 PROBE_INTERVAL: Final = 5  # seconds between two such questions
-PROBES: Final = 4  # unanswered ones that end the connection
 
 # tcp(7) and asm-generic/socket.h; the socket module of Python 3.11 has no names for them
 _TCP_NOTSENT_LOWAT: Final = 25
@@ -28,8 +29,13 @@ class Stream(Protocol):
         ...
 
     @property
-    def moved_at(self) -> float:
-        """When the peer last sent something, or took what it had not taken; the loop's clock."""
+    def heard_at(self) -> float:
+        """When the peer's bytes last came, read or not; the loop's clock."""
+        ...
+
+    @property
+    def taken_at(self) -> float:
+        """When the peer's host last took bytes and more waited behind them; the loop's clock."""
         ...
 
     async def read_exactly(self, view: memoryview) -> None:
@@ -61,21 +67,45 @@ class Stream(Protocol):
 
 
 class SocketStream:
-    """A Stream over a connected TCP socket, which it owns."""
+    """A Stream over a connected TCP socket, which it owns.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        sock: The socket.
+        unread: Seconds for which the peer may leave unread what is sent to it. Then the
+            kernel ends the connection, although the peer's host answers: see tcp(7),
+            TCP_USER_TIMEOUT, which counts while the window is shut, too.
+    """
+
+    def __init__(self, sock: socket.socket, *, unread: float = IDLE_TIMEOUT) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_AFTER)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_INTERVAL)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+        # In milliseconds; it also takes the place of TCP_KEEPCNT.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(unread * 1000))
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, MAX_UNSENT)
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self.peer = _address(sock)
-        self.moved_at = self._loop.time()
+        self._movement = Movement(self._loop.time())
         self._use = _Use(sock, self.peer)
+
+    @property
+    def heard_at(self) -> float:
+        """See Stream."""
+        self._look()
+        return self._movement.heard_at
+
+    @property
+    def taken_at(self) -> float:
+        """See Stream."""
+        self._look()
+        return self._movement.taken_at
+
+    def _look(self) -> None:
+        with suppress(OSError):  # closed: nothing moves any more
+            self._movement.look(read_counts(self._sock), self._loop.time())
 
     async def read_exactly(self, view: memoryview) -> None:
         """See Stream."""
@@ -87,7 +117,7 @@ class SocketStream:
                     count = await self._loop.sock_recv_into(self._sock, view)
                 if count == 0:
                     raise ConnectionClosed(f"{self.peer} closed the connection")
-                self.moved_at = self._loop.time()
+                self._movement.heard(self._loop.time())
                 view = view[count:]
 
     async def write_all(self, view: memoryview) -> None:
@@ -98,7 +128,6 @@ class SocketStream:
                     count = self._sock.send(view)
                 except (BlockingIOError, InterruptedError):
                     await self._writable()
-                    self.moved_at = self._loop.time()  # there is room: the peer took something
                 else:
                     view = view[count:]
 

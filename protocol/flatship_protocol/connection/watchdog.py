@@ -4,23 +4,20 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Final
 
+from flatship_protocol.connection.deadlines import IDLE_TIMEOUT, MIN_PROGRESS, PROGRESS_WINDOW
 from flatship_protocol.connection.stream import Stream
 from flatship_protocol.errors import ConnectionLost
 
-IDLE_TIMEOUT: Final = 90.0  # seconds in which the peer neither sends nor takes anything
-KEEPALIVE_INTERVAL: Final = 25.0  # seconds between PINGs on a quiet connection
-PROGRESS_WINDOW: Final = 30.0  # seconds
-MIN_PROGRESS: Final = 4096  # bytes per second, over PROGRESS_WINDOW at least
 WATCH_INTERVAL: Final = 1.0  # seconds between two looks at a connection's deadlines
 
 
 class Watchdog:
     """Notices that a connection is dead, or that its peer sends too slowly; one timer for both.
 
-    Dead is a stream on which nothing moves in either direction although
-    somebody waits for it: a slow link, or a receiver whose storage hangs and
-    who says so by PING, is not. A timeout of asyncio for each operation would
-    cost two timers and a context a record.
+    Dead is a stream on which nothing comes although somebody waits: whoever
+    lives says at least PING. A slow link is not dead, nor is a receiver whose
+    storage hangs. A timeout of asyncio for each operation would cost two
+    timers and a context a record.
 
     Args:
         stream: Closed when a deadline has passed; what waits on it then fails.
@@ -30,6 +27,7 @@ class Watchdog:
         self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._waiting = 0
+        self._waiting_since = 0.0
         self._body_due: float | None = None
         self._verdict: str | None = None
         self._timer = self._loop.call_later(WATCH_INTERVAL, self._look)
@@ -40,6 +38,8 @@ class Watchdog:
         Raises:
             ConnectionLost: It does not, or ``moving`` failed by itself.
         """
+        if not self._waiting:  # while nobody waited there was nothing to be late
+            self._waiting_since = self._loop.time()
         self._waiting += 1
         try:
             await moving
@@ -64,7 +64,8 @@ class Watchdog:
 
     def _look(self) -> None:
         now = self._loop.time()
-        if self._waiting and now - self._stream.moved_at >= IDLE_TIMEOUT:
+        silent_since = max(self._stream.heard_at, self._waiting_since)
+        if self._waiting and now - silent_since >= IDLE_TIMEOUT:
             self._verdict = f"has been silent for {IDLE_TIMEOUT:.0f} s"
         elif self._body_due is not None and now >= self._body_due:
             self._verdict = f"sends less than {MIN_PROGRESS} bytes a second"
