@@ -44,7 +44,7 @@ GUARDS = (
         "a chunk is on record only after its flush",
         f"{RECEIVER}/pipeline.py",
         "            await self._shared.slow_workers.run(self._image.flush)\n        finally:",
-        "            await self._shared.journal.run(Journal.hold, self.uuid, list(_runs(batch)))\n"
+        "            await self._shared.journal.run(Journal.hold, self.uuid, list(runs(batch)))\n"
         "            await self._shared.slow_workers.run(self._image.flush)\n        finally:",
         (RESUME,),
     ),
@@ -71,16 +71,16 @@ GUARDS = (
     ),
     Guard(
         "only the same source is gone on with",
-        f"{RECEIVER}/pipeline.py",
-        "if self._resumes and same == record:",
-        "if self._resumes:",
+        f"{RECEIVER}/target.py",
+        "if record is None or not self._resumes or not self._is_same(record):",
+        "if record is None or not self._resumes:",
         (RESUME,),
     ),
     Guard(
         "files of a disk whose proof failed are not kept",
         f"{RECEIVER}/pipeline.py",
-        "return self._resumes and self._on_record and harmless and not self._doubted",
-        "return self._resumes and self._on_record and harmless",
+        "return self._resumes and self._target.on_record and harmless and not self._doubted",
+        "return self._resumes and self._target.on_record and harmless",
         (RESUME,),
     ),
     Guard(

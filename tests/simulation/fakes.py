@@ -78,6 +78,7 @@ class FaultyDatastore:
         self.volatile = False
         self.space = self.memory.space
         self.check = self.memory.check
+        self.finish = self.memory.finish
         self.recover = self.memory.recover
         self.descriptor = self.memory.descriptor
         self.close = self.memory.close

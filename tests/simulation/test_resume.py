@@ -208,7 +208,7 @@ def test_a_datastore_that_lost_what_is_on_record_starts_over(tmp_path: Path) -> 
 def test_one_lost_chunk_that_the_sample_misses_is_never_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flatship_receiver.pipeline.are_on_medium", lambda *_: True)
+    monkeypatch.setattr("flatship_receiver.target.are_on_medium", lambda *_: True)
     store = FaultyDatastore(1 << 30)
 
     async def scenario() -> None:
@@ -258,7 +258,7 @@ def test_sessions_lost_again_and_again_come_to_an_end(
     store = FaultyDatastore(1 << 30)
     store.volatile = power == "fails"
     # No sample: what is on record must be there without anybody having a look.
-    monkeypatch.setattr("flatship_receiver.pipeline.are_on_medium", lambda *_: True)
+    monkeypatch.setattr("flatship_receiver.target.are_on_medium", lambda *_: True)
     source = bytearray(data(seed))
 
     async def attempt(epoch: int) -> bool:

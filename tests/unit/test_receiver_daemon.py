@@ -27,9 +27,11 @@ def test_whoever_reads_that_it_listens_may_stop_it(
     )
     monkeypatch.setattr(daemon, "_announce", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     unheard: list[int] = []
+    interrupts = signal.getsignal(signal.SIGINT)
     before = signal.signal(signal.SIGTERM, lambda number, _: unheard.append(number))
     try:
         asyncio.run(asyncio.wait_for(daemon.serve(config, "test"), 20))
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupts)
     assert not unheard

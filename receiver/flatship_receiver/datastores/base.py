@@ -193,6 +193,15 @@ class Datastore(Protocol):
         """
         ...
 
+    def finish(self, vm: str, disk: str) -> None:
+        """Finish the commit of one disk, if an error interrupted it after it was decided.
+
+        Raises:
+            DatastoreError: It cannot be finished yet; with code DISK_BUSY if it is under way.
+            NameRefused: VM or disk cannot be called that.
+        """
+        ...
+
     def recover(self) -> Recovery:
         """Finish the commits that a crash interrupted; call it before the first ``create``.
 

@@ -132,6 +132,21 @@ class LocalDatastore:
             )
         return text
 
+    def finish(self, vm: str, disk: str) -> None:
+        """See ``Datastore.finish``."""
+        check_name(vm)
+        check_name(disk)
+        self._require_root()
+        with _reporting("finish the commit of", os.path.join(self._root.path_of(vm), disk)):
+            try:
+                folder = self._root.open_folder(vm)
+            except FileNotFoundError:
+                return
+            try:
+                publication.finish_interrupted(folder, disk)
+            finally:
+                folder.close()
+
     def recover(self) -> Recovery:
         """See ``Datastore.recover``."""
         self._require_root()

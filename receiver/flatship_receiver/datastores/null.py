@@ -84,6 +84,9 @@ class NullDatastore:
         check_name(disk)
         return None
 
+    def finish(self, vm: str, disk: str) -> None:
+        """Nothing is ever half published."""
+
     def recover(self) -> Recovery:
         """Nothing is ever left to finish."""
         return Recovery(finished=(), failed=())
