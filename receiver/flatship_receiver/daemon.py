@@ -91,8 +91,8 @@ async def serve(config: Config, version: str) -> None:
         cleanup.push_async_callback(endpoint.stop)
         if not config.prove:
             log.warning("disks are published without being re-read; this is for benchmarks only")
-        _announce(sock, http, stores)
         stop = cleanup.enter_context(stop_on_signal(asyncio.get_running_loop()))
+        _announce(sock, http, stores)
         accepting = asyncio.create_task(listener.serve(sock))
         notifier = Notifier.from_environment()
         notifier.ready("listening")
