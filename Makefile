@@ -7,7 +7,7 @@ BENCH_READY := .venv/.ready-bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test guards bench lint lock clean
+.PHONY: help demo check test guards crash bench lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -27,6 +27,10 @@ test: lint ## check, and every other test: simulation, fuzzing, real processes
 guards: $(VENV_READY) ## remove one guard after another, and see a test fail for each
 	@scripts/debian-packages test
 	@$(PYTHON) scripts/guards.py
+
+crash: $(VENV_READY) ## cut the power while disks are received on ext4 and XFS; needs root
+	@scripts/debian-packages test
+	@PYTHONPATH=tests $(PYTHON) -m crash $(CRASH_ARGS)
 
 bench: $(BENCH_READY) ## Flatship and its peers side by side; results in tests/benchmarks/results
 	@scripts/debian-packages bench

@@ -192,16 +192,30 @@ class Receiver:
 
     Made stopped. After the first start it keeps its port, so that senders that have
     paired find it again after a restart.
+
+    Args:
+        folder: Where it is kept; made.
+        state: The state folder, if it is elsewhere.
+        datastore: The datastore's folder, if it is elsewhere.
+        program: What serves, if not the receiver as it is.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        state: Path | None = None,
+        datastore: Path | None = None,
+        program: Sequence[Argument] = RECEIVER,
+    ) -> None:
         self.folder = folder
-        self.state = folder / "receiver"
-        self.datastore = folder / "ds"
+        self.state = state or folder / "receiver"
+        self.datastore = datastore or folder / "ds"
+        self._program = program
         self.address = "127.0.0.1:0"
         self.metrics_url = ""
         self._running: Running | None = None
         self._starts = 0
+        folder.mkdir(parents=True, exist_ok=True)
         self.datastore.mkdir(parents=True)
 
     def start(self, *options: Argument) -> None:
@@ -209,7 +223,7 @@ class Receiver:
         assert self._running is None
         self._starts += 1
         command = (
-            *RECEIVER,
+            *self._program,
             *("serve", "--state", self.state, "--listen", self.address, "--http", "127.0.0.1:0"),
             *("--datastore", f"ds={self.datastore}", *options),
         )
@@ -236,6 +250,11 @@ class Receiver:
         """End it as a power cut would."""
         running, self._running = self.process, None
         running.kill()
+
+    def close(self) -> None:
+        """End it at once, if it still runs."""
+        if self._running is not None:
+            self.kill()
 
     @property
     def process(self) -> Running:
