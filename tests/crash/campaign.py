@@ -72,7 +72,7 @@ def run_recording(
         tally.recording_seconds += recorded - began
         judge = Judge(recording, layout, steps, folder / "judged")
         try:
-            cuts = choose_cuts(recording.entries, recording.start, points, random)
+            cuts = choose_cuts(recording.entries, recording.start, recording.end, points, random)
             for number, cut in enumerate(cuts):
                 goes_on = number % GO_ON_EVERY == 0
                 tally.cuts[layout_name, cut.kind] += 1

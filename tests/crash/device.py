@@ -27,24 +27,34 @@ _NODES: Final = (Path("/dev/fuse"), Path("/dev/loop-control"))
 
 @dataclass(frozen=True, slots=True)
 class FileSystem:
-    """How a kind of file system is made and mounted. ``size`` in bytes, of each."""
+    """How a kind of file system is made and mounted.
+
+    ``size`` is in bytes, of each; ``atom`` is what it trusts a device to write whole, in bytes.
+    """
 
     name: str
     size: int
+    atom: int
     make: tuple[str, ...]
     options: str
 
 
-# What would be initialised in the background is so at once: nothing but the test writes.
+# Blocks of 4 KiB, as large file systems have them. What would be initialised in the background
+# is so at once: nothing but the test writes. ext4 reads its superblock, 1 KiB, before its journal:
+# torn within its block it would have to be repaired, so ext4 trusts a device not to do that.
 FILE_SYSTEMS: Final = {
     "ext4": FileSystem(
         "ext4",
         96 * MIB,
-        ("mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"),
+        4096,
+        (
+            *("mkfs.ext4", "-q", "-F", "-b", "4096"),
+            *("-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"),
+        ),
         "rw",
     ),
     # The least that mkfs.xfs makes. Its copies have its uuid, and may be mounted beside it.
-    "xfs": FileSystem("xfs", 304 * MIB, ("mkfs.xfs", "-q", "-K"), "nouuid"),
+    "xfs": FileSystem("xfs", 304 * MIB, 512, ("mkfs.xfs", "-q", "-K"), "nouuid"),
 }
 
 

@@ -14,7 +14,7 @@ from crash.device import MountRefused, mount_copy, unmount
 from crash.forked import Forked, receiver, run_forked, sender
 from crash.power_cut import Medium, PowerCut
 from crash.promises import Promise, promise_at
-from crash.recording import Layout, Recording, copy_sender, write_source
+from crash.recording import Layout, Recording, write_source
 from crash.remains import Remains, Standing, Violation
 from crash.steps import CHUNKS, VM, Step
 from flatship_protocol.errors import TransferError
@@ -46,7 +46,9 @@ class Judge:
         self._image = folder / "image"
         self._mounted = folder / "mounted"
         self._mounted.mkdir(parents=True)
-        self._medium = Medium(recording.log, recording.entries, folder / "durable", layout.size)
+        self._medium = Medium(
+            recording.log, recording.entries, folder / "durable", layout.size, layout.kind.atom
+        )
         self._state = layout.state(self._mounted)
         self._output = folder / "command"
         self._remains = Remains(layout.datastore(self._mounted), self._state, steps)
@@ -152,7 +154,7 @@ class Judge:
         step, before = self._steps[number], self._remains.standing()
         write_source(self._recording.source, step)
         state = self._folder / "sender"
-        copy_sender(self._recording, state)
+        shutil.copytree(self._recording.sender, state)
         serving = self._serve()
         try:
             arguments: tuple[str | Path, ...] = (

@@ -62,19 +62,26 @@ def cut_power(entries: Sequence[Entry], at: int, random: Random) -> PowerCut:
     )
 
 
-def choose_cuts(entries: Sequence[Entry], start: int, count: int, random: Random) -> list[PowerCut]:
-    """Draw so many states from ``start`` on, in the order of the log.
+def choose_cuts(
+    entries: Sequence[Entry], start: int, end: int, count: int, random: Random
+) -> list[PowerCut]:
+    """Draw so many states from ``start`` to ``end``, in the order of the log.
 
-    Half of the places are any; half lie at a flush, where what was promised changes.
+    Half of them lie just before or after a flush, where what must hold changes; no place
+    comes twice before each has come once.
     """
-    flushes = [index for index in range(start, len(entries)) if entries[index].is_flush]
-    places = [
-        random.choice(flushes) + random.randrange(2)
-        if flushes and number % 2
-        else random.randint(start, len(entries))
-        for number in range(count)
-    ]
-    return [cut_power(entries, place, random) for place in sorted(places)]
+    places = range(start, end + 1)
+    flushes = [place for place in places if any(e.is_flush for e in entries[place - 1 : place + 1])]
+    drawn = _sample(flushes, count // 2, random)
+    drawn += _sample(sorted(set(places) - set(drawn)) or places, count - len(drawn), random)
+    return [cut_power(entries, place, random) for place in sorted(drawn)]
+
+
+def _sample(places: Sequence[int], count: int, random: Random) -> list[int]:
+    drawn: list[int] = []
+    while places and len(drawn) < count:
+        drawn += random.sample(places, min(len(places), count - len(drawn)))
+    return drawn
 
 
 class Medium:
@@ -84,9 +91,13 @@ class Medium:
         log: The log.
         entries: What it has.
         image: Where the durable part is kept; made, with ``size`` bytes.
+        atom: Bytes that are written whole or not at all, a multiple of the sector.
     """
 
-    def __init__(self, log: Path, entries: Sequence[Entry], image: Path, size: int) -> None:
+    def __init__(
+        self, log: Path, entries: Sequence[Entry], image: Path, size: int, atom: int = SECTOR
+    ) -> None:
+        self._atom = atom
         self._entries = entries
         self._image = image
         self._applied = 0
@@ -126,16 +137,17 @@ class Medium:
             _punch(file, entry.offset, entry.length)
 
     def _apply_torn(self, file: int, entry: Entry, random: Random) -> None:
-        """The first sectors of it arrived, or any."""
-        data = self._data(entry)
-        sectors = entry.length // SECTOR
+        """The first atoms of it arrived, or any."""
+        data, end = self._data(entry), entry.offset + entry.length
+        atoms = range(entry.offset // self._atom, -(-end // self._atom))
         if random.random() < 0.5:
-            arrived = set(range(random.randrange(sectors)))
+            arrived = list(atoms[: random.randrange(len(atoms))])
         else:
-            arrived = {sector for sector in range(sectors) if random.random() < 0.5}
-        for sector in arrived:
-            start = sector * SECTOR
-            os.pwrite(file, data[start : start + SECTOR], entry.offset + start)
+            arrived = [atom for atom in atoms if random.random() < 0.5]
+        for atom in arrived:
+            start = max(entry.offset, atom * self._atom)
+            stop = min(end, (atom + 1) * self._atom)
+            os.pwrite(file, data[start - entry.offset : stop - entry.offset], start)
 
     def _data(self, entry: Entry) -> bytes:
         if entry.flags & DISCARD:

@@ -1,7 +1,6 @@
 """A real receiver on a device that is logged, and a real sender that gives it work."""
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,6 +66,7 @@ class Recording:
         entries: Of the log.
         log: The file.
         start: How many entries there were when receiver and sender had paired.
+        end: How many there were when the receiver had stopped, before it was unmounted.
         events: In order.
         content: The device, as it was in the end.
         source: The disk's path; its content changes from step to step.
@@ -77,6 +77,7 @@ class Recording:
     entries: list[Entry]
     log: Path
     start: int
+    end: int
     events: list[Event]
     content: Path
     source: Path
@@ -119,6 +120,7 @@ def record(folder: Path, layout: Layout, steps: Sequence[Step], host: str) -> Re
             for number, step in enumerate(steps):
                 _run(number, step, receiver, sender, source, noting)
             receiver.stop()
+            end = noting.position()
         finally:
             sender.close()
             receiver.close()
@@ -129,6 +131,7 @@ def record(folder: Path, layout: Layout, steps: Sequence[Step], host: str) -> Re
         entries=read_entries(device.log),
         log=device.log,
         start=start,
+        end=end,
         events=read_events(events),
         content=device.content,
         source=source,
@@ -174,8 +177,3 @@ def write_source(source: Path, step: Step) -> None:
     """Make the source what it is at a step; it stays the same file."""
     with source.open("r+b" if source.exists() else "w+b") as file:
         file.write(step.content)
-
-
-def copy_sender(recording: Recording, folder: Path) -> Path:
-    """A copy of the sender's state, as a place to send from."""
-    return Path(shutil.copytree(recording.sender, folder))

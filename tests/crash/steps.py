@@ -39,11 +39,6 @@ class Step:
     restart: bool = False
 
     @property
-    def publishes(self) -> bool:
-        """Whether the disk stands under its name in the end."""
-        return "--live" not in self.options and not self.cut_short
-
-    @property
     def may_publish(self) -> bool:
         """Whether the command, run to its end, publishes."""
         return "--live" not in self.options

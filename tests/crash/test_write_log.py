@@ -130,9 +130,19 @@ def test_no_state_loses_what_was_flushed_or_forced(tmp_path: Path) -> None:
 def test_cuts_follow_from_the_seed_and_come_in_order(tmp_path: Path) -> None:
     requests = [request for n in range(20) for request in (write(n, b"a"), FLUSHED)]
     entries = make_log(tmp_path / "log", requests)
-    cuts = choose_cuts(entries, 10, 50, Random(5))
-    assert cuts == choose_cuts(entries, 10, 50, Random(5))
+    cuts = choose_cuts(entries, 10, 38, 50, Random(5))
+    assert cuts == choose_cuts(entries, 10, 38, 50, Random(5))
     assert [cut.at for cut in cuts] == sorted(cut.at for cut in cuts)
     assert len(cuts) == 50
-    assert min(cut.at for cut in cuts) >= 10
-    assert max(cut.at for cut in cuts) <= len(entries)
+    assert {cut.at for cut in cuts} == set(range(10, 39))
+
+
+def test_an_atom_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    entries = make_log(tmp_path / "log", [write(3, b"a", 10)])
+    for seed in range(20):
+        medium = Medium(tmp_path / "log", entries, tmp_path / "durable", SIZE, 4 * SECTOR)
+        medium.write_state(PowerCut(1, torn=((0, seed),)), tmp_path / str(seed))
+        medium.close()
+        found = (tmp_path / str(seed)).read_bytes()[::SECTOR]
+        for first, last in ((3, 4), (4, 8), (8, 12), (12, 13)):
+            assert found[first:last] in (b"a" * (last - first), bytes(last - first))

@@ -10,6 +10,7 @@ import pytest
 from flatship_protocol.endpoint import Endpoint
 from flatship_receiver import daemon
 from flatship_receiver.config import Config
+from flatship_service.signals import STOP_SIGNALS
 
 ANYWHERE = Endpoint("127.0.0.1", 0)
 
@@ -27,11 +28,11 @@ def test_whoever_reads_that_it_listens_may_stop_it(
     )
     monkeypatch.setattr(daemon, "_announce", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     unheard: list[int] = []
-    interrupts = signal.getsignal(signal.SIGINT)
-    before = signal.signal(signal.SIGTERM, lambda number, _: unheard.append(number))
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    signal.signal(signal.SIGTERM, lambda number, _: unheard.append(number))
     try:
         asyncio.run(asyncio.wait_for(daemon.serve(config, "test"), 20))
     finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, interrupts)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert not unheard
