@@ -302,9 +302,14 @@ class ReceiverDisk:
 
     @property
     def complete(self) -> bool:
-        """Whether every byte of the disk has come, now or earlier, and is durable."""
+        """Whether every byte of the disk has come, now or earlier, and is durable.
+
+        END_PASS may overtake chunks, and those may take the place of what is held.
+        """
         covered = self.chunks.total + self.zeros.total + self.held.total
-        return covered == self.size and not self.in_flight and not self.zeroing.total
+        overtaken = self.end is not None and self.chunk_count < self.end.chunks
+        durable = not self.in_flight and not self.zeroing.total
+        return covered == self.size and durable and not overtaken
 
 
 class ReceiverSession:
