@@ -31,7 +31,7 @@ guards: $(VENV_READY) ## remove one guard after another, and see a test fail for
 
 crash: $(VENV_READY) ## cut the power while disks are received on ext4 and XFS; needs root
 	@scripts/debian-packages test
-	@PYTHONPATH=tests $(PYTHON) -m crash $(CRASH_ARGS)
+	@PYTHONPATH=tests:tests/integration $(PYTHON) -m crash $(CRASH_ARGS)
 
 soak: $(VENV_READY) ## faults on virtual time, by the hundred thousand; results in tests/simulation/results
 	@$(PYTHON) tests/simulation/soak.py --keep tests/simulation/results $(SOAK_ARGS)

@@ -313,7 +313,7 @@ class ReceiverDisk:
     def complete(self) -> bool:
         """Whether every byte of the disk has come, now or earlier, and is durable.
 
-        What is held may be on its way anew: END_PASS, which may overtake it, has counted it.
+        END_PASS may overtake chunks, and those may take the place of what is held.
         """
         covered = self.chunks.total + self.zeros.total + self.held.total
         if covered != self.size or self.in_flight or self.zeroing.total:

@@ -43,6 +43,11 @@ class HeldChunks:
             self._digests.seek(at)
             self._digests.write(message.digests)
 
+    @property
+    def has_data(self) -> bool:
+        """Whether the receiver holds anything that is not zeros."""
+        return self._others.total > 0
+
     def digest(self, index: int) -> bytes | None:
         """The digest of a chunk held that is not zeros; None for all others."""
         if self._digests is None or not self._others.covers(index, 1):

@@ -261,8 +261,14 @@ class Transfer:
             await self._credit_freed.wait()
         return False
 
+    async def zeros_stored(self, disk: int, wanted: Callable[[], bool]) -> None:
+        """Wait until no zeros of a disk are unacknowledged, or it is not ``wanted`` any more."""
+        while wanted() and self.session.disks[disk].zeros.total:
+            self._credit_freed.clear()
+            await self._credit_freed.wait()
+
     def wake(self) -> None:
-        """Let those who wait for credit look again."""
+        """Let those who wait for credit, or for an acknowledgement, look again."""
         self._credit_freed.set()
 
     async def _watch(self) -> None:
@@ -448,6 +454,8 @@ class DiskTransfer:
     async def _end_pass(self) -> None:
         root = self._manifest.root()
         self.progress.root = root
+        if self._held.has_data:  # zeros in its place, if overtaken by END_PASS, would not be missed
+            await self._transfer.zeros_stored(self.handle, lambda: self._failure is None)
         self._raise_failure()
         self.progress.state = TransferState.PROVING
         await self._say(EndPass(self.handle, FIRST_PASS, self._chunks, root))

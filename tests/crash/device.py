@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from integration.processes import STOP_TIMEOUT, Running, wait_until
+from processes import STOP_TIMEOUT, Running, wait_until
 
 MIB: Final = 1 << 20
 PATIENCE: Final = 60.0  # seconds that mounting may take before it counts as hung

@@ -18,11 +18,11 @@ from typing import Final, NoReturn
 # Imported here, so that no child need do it.
 import aiohttp.web  # noqa: F401
 import uvloop  # noqa: F401
+from processes import RUN_TIMEOUT, CompletedRun, check_manners
 
 import flatship_sender.daemon  # noqa: F401
 from flatship_receiver.cli import main as receiver
 from flatship_sender.cli import main as sender
-from integration.processes import RUN_TIMEOUT, CompletedRun, check_manners
 
 __all__ = ["Forked", "receiver", "run_forked", "sender"]
 

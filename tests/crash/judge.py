@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from processes import STOP_TIMEOUT, CompletedRun, run_program, wait_until
+
 from crash.device import MountRefused, mount_copy, unmount
 from crash.forked import Forked, receiver, run_forked, sender
 from crash.power_cut import Medium, PowerCut
@@ -19,7 +21,6 @@ from crash.remains import Remains, Standing, Violation
 from crash.steps import CHUNKS, VM, Step
 from flatship_protocol.errors import TransferError
 from flatship_receiver.descriptor_text import DescriptorError
-from integration.processes import STOP_TIMEOUT, CompletedRun, run_program, wait_until
 
 __all__ = ["Judge", "Violation"]
 

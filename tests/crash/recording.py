@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from processes import Receiver, Sender, wait_until
+
 from crash.device import FILE_SYSTEMS, FileSystem, LoggedDevice
 from crash.events import Begun, Event, Noting, Stored, read_events
 from crash.steps import IN_FLUSHES, SLOWLY, VM, Step
 from crash.write_log import Entry, read_entries
-from integration.processes import Receiver, Sender, wait_until
 
 OBSERVED: Final = (sys.executable, "-m", "crash.observed_receiver")
 STATE: Final = "state"

@@ -23,7 +23,9 @@ Runs = dict[str, "subprocess.Popen[str]"]
 @pytest.fixture(scope="module")
 def runs() -> Iterator[Runs]:
     """Both at once: each waits for its file system most of the time."""
-    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(TESTS))))
+    path = os.pathsep.join(
+        filter(None, (os.environ.get("PYTHONPATH"), str(TESTS), str(TESTS / "integration")))
+    )
     started = {
         layout: subprocess.Popen(
             (

@@ -48,5 +48,5 @@ def _all_traced(pid: int) -> bool:
     try:
         statuses = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
     except (FileNotFoundError, ProcessLookupError):  # a thread has ended: look again
-        return False
-    return all("TracerPid:\t0\n" not in status for status in statuses)
+        return not Path(f"/proc/{pid}").exists()
+    return all("TracerPid:\t0\n" not in status or "State:\tZ" in status for status in statuses)

@@ -13,72 +13,30 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from threading import Event
 from typing import Final
 
-from disks import MIB, prose, same_content
+from changing_source import Source
+from disks import MIB, same_content
 from faults import injected
 from kill_schedules import Bytes, Commits, Kill, Schedule, Start, Victim, schedule
 from processes import CompletedRun, Running, run_program
+from record import Record, records
 from stages import Stage, check_logs, same_to_qemu
 
-from flatship_protocol.constants import CHUNK_SIZE
 from flatship_protocol.digest import chunk_digest
-from flatship_receiver.journal import ImageRecord, ImageState, Journal
+from flatship_receiver.journal import ImageState
 
 PATIENCE: Final = 60.0  # seconds for anything that should happen at once
 LOOK: Final = 0.003  # seconds between two looks
 ATTEMPTS: Final = 12  # commands in a row that may end without all disks done
 NOT_TRAFFIC: Final = 256 * 1024  # bytes beside chunks: handshakes, messages, record headers
+RESENT: Final = 4 * MIB  # what was on its way on a lost connection goes again on another
 HANDSHAKE: Final = 4096  # bytes that a session without any message does not exceed
 LOST, TRY_AGAIN, BUSY, NOT_AUTHORISED = 3, 5, 11, 12
-
-
-class Source:
-    """A disk whose content changes between two runs, and what it was at each of them."""
-
-    def __init__(self, path: Path, size: int, random: Random) -> None:
-        self.path = path
-        self.size = size
-        self.versions: set[bytes] = set()
-        self._random = random
-        with path.open("wb") as file:
-            file.truncate(size)
-            for start in range(0, size, MIB):
-                file.seek(start)
-                file.write(self._chunk(min(MIB, size - start)))
-        self._first = path.read_bytes()
-
-    def chunks(self) -> list[bytes]:
-        """What it is now, chunk by chunk."""
-        data = self.path.read_bytes()
-        return [data[start : start + CHUNK_SIZE] for start in range(0, self.size, CHUNK_SIZE)]
-
-    def note(self) -> None:
-        """It is about to be sent as it is."""
-        self.versions.add(hashlib.sha256(self.path.read_bytes()).digest())
-
-    def change(self) -> None:
-        """Let a guest run: some chunks are others, or all is again as it was at first."""
-        with self.path.open("r+b") as file:
-            if self._random.random() < 0.3:
-                file.write(self._first)
-                return
-            for _ in range(self._random.randrange(1, 5)):
-                start = self._random.randrange(0, self.size, MIB)
-                length = self._random.choice((1, 512, MIB))
-                file.seek(start)
-                file.write(self._chunk(min(length, self.size - start)))
-
-    def _chunk(self, length: int) -> bytes:
-        kind = self._random.randrange(6)
-        if kind == 0:
-            return bytes(length)
-        if kind == 1:
-            return prose(self._random.getrandbits(30), length)
-        return self._random.randbytes(length)
 
 
 class Play:
@@ -110,6 +68,7 @@ class Play:
         self._sending: Running | None = None
         self._command: tuple[str | Path, ...] | None = None  # the one that was said to go on
         self._attempts = 0
+        self._seen: dict[str, Record] | None = None  # on record when the sender was killed
         self._unaware = False  # a command may find published what it did not see published
         self._passed = self._toll.passed
         self._allowed = 0
@@ -129,7 +88,9 @@ class Play:
                 break
             self.kills += 1
             self._after(kill)
-        self._finish()
+        else:
+            self._complete()
+        self._check_end()
 
     # Kills
 
@@ -201,6 +162,7 @@ class Play:
             self._sending.kill()
             self._sending = None
             self._unaware = True
+            self._seen = self._look()
             self._check_standing()
             return
         self._receiver.kill()
@@ -208,7 +170,7 @@ class Play:
         if self._sending is not None and not self._schedule.patient:
             self._end_of_command()
         if self._sending is not None:
-            self._reckon(typed=False)
+            self._reckon(self._look(), typed=False)
 
     # Commands
 
@@ -218,15 +180,17 @@ class Play:
 
     def _send(self) -> None:
         """Type the command, or the one that the last command said to go on with."""
+        seen, self._seen = self._seen or self._look(), None
         if self._change_due:
             self._change_due = False
+            seen = {name: _lasting(record, self._sources[name]) for name, record in seen.items()}
             for source in self._sources.values():
                 source.change()
         for source in self._sources.values():
             source.note()
         self._attempts += 1
         assert self._attempts <= ATTEMPTS, f"{ATTEMPTS} commands were not enough"
-        self._reckon(typed=True)
+        self._reckon(seen, typed=True)
         options = [*self._schedule.options, *(["--live"] if self._live else [])]
         if self._replace and "--replace" not in options:
             options += ["--replace"]
@@ -281,35 +245,35 @@ class Play:
                 known = source.versions | {self._old}
                 assert digest is None or digest in known, f"{name} is no version of its source"
 
-    def _reckon(self, *, typed: bool) -> None:
+    def _look(self) -> dict[str, Record]:
+        return records(self._receiver.state, self._vm, list(self._sources))
+
+    def _reckon(self, seen: dict[str, Record], *, typed: bool) -> None:
         """From now on no more may pass than what is not on record, or is another on record."""
         self._within_allowance()
         self._passed = self._toll.passed
-        with _journal(self._receiver.state) as journal:
-            self._allowed = sum(
-                self._may_pass(journal, name, source, typed=typed)
-                for name, source in self._sources.items()
-            )
+        self._allowed = sum(
+            self._may_pass(seen.get(name), source, typed=typed)
+            for name, source in self._sources.items()
+        )
 
-    def _may_pass(self, journal: Journal, name: str, source: Source, *, typed: bool) -> int:
-        record = journal.image_at("ds", self._vm, name)
+    def _may_pass(self, record: Record | None, source: Source, *, typed: bool) -> int:
         if record is None or record.size != source.size or record.state is ImageState.DISCARDED:
             return source.size
-        if record.state is not ImageState.RECEIVING and typed:
+        if typed and (self._replace or record.state is not ImageState.RECEIVING):
             return source.size  # it may be published, and be replaced
-        held = _held(journal, record)
         return sum(
             len(data)
             for index, data in enumerate(source.chunks())
-            if data.strip(b"\0") and held.get(index) != chunk_digest(data)
+            if data.strip(b"\0") and record.held.get(index) != chunk_digest(data)
         )
 
     def _within_allowance(self) -> None:
         passed = self._toll.passed - self._passed
-        limit = self._allowed + self._allowed // 100 + NOT_TRAFFIC
+        limit = self._allowed + self._allowed // 100 + NOT_TRAFFIC + RESENT
         assert passed <= limit, f"{passed} bytes passed, {self._allowed} were not on record"
 
-    def _finish(self) -> None:
+    def _complete(self) -> None:
         """The faults have stopped: now it completes."""
         self._serve()
         deadline = time.monotonic() + PATIENCE
@@ -320,6 +284,9 @@ class Play:
             if self._end_of_command():
                 break
             assert time.monotonic() < deadline, "it does not come to an end"
+
+    def _check_end(self) -> None:
+        """All is there, byte for byte, and nothing beside it."""
         for name, source in self._sources.items():
             descriptor = self._receiver.descriptor(self._vm, name)
             flat = self._receiver.flat(self._vm, name)
@@ -372,6 +339,19 @@ class _Exchanged(Exception):
     """The descriptor was exchanged while it was read: its receiver is alive and publishing."""
 
 
+def _lasting(record: Record, source: Source) -> Record:
+    """What a command that sends ``source`` leaves on record: it lets go of what differs."""
+    chunks = source.chunks()
+    return replace(
+        record,
+        held={
+            index: digest
+            for index, digest in record.held.items()
+            if digest is None or digest == chunk_digest(chunks[index])
+        },
+    )
+
+
 def _digest_of(descriptor: Path, size: int) -> bytes | None:
     """SHA-256 of the first ``size`` bytes of what a descriptor describes; None without one."""
     try:
@@ -388,25 +368,6 @@ def _digest_of(descriptor: Path, size: int) -> bytes | None:
     if not descriptor.exists() or descriptor.stat().st_ino != before.st_ino:
         raise _Exchanged
     return hashlib.sha256(data[:size]).digest()
-
-
-@contextmanager
-def _journal(state: Path) -> Iterator[Journal]:
-    journal = Journal.open_read_only(state)
-    try:
-        yield journal
-    finally:
-        journal.close()
-
-
-def _held(journal: Journal, record: ImageRecord) -> dict[int, bytes | None]:
-    """Digests of the chunks on record; None for zeros."""
-    return {
-        first + place: None if digests is None else digests[32 * place : 32 * (place + 1)]
-        for number in journal.held_segments(record.uuid)
-        for first, count, digests in journal.held_in(record.uuid, number)
-        for place in range(count)
-    }
 
 
 def play(stage: Stage, seed: int) -> int:

@@ -126,4 +126,4 @@ def _kill(random: Random) -> Kill:
     ]
     if victim is Victim.RECEIVER:
         moments += [Call(random.choice(CALLS), random.randrange(1, 6)) for _ in range(3)]
-    return Kill(victim, random.choice(moments), changes=random.random() < 0.4)
+    return Kill(victim, random.choice(moments), changes=random.random() < 0.5)

@@ -16,8 +16,9 @@ from test_in_process_transfers import MIB, only, padded, published, run, send, u
 
 from flatship_protocol.errors import ConnectionLost, DatastoreError, ErrorCode, TransferError
 from flatship_protocol.extents import Extent, ExtentKind
-from flatship_protocol.messages import DiskProven, Held, Message
+from flatship_protocol.messages import DiskProven, EndPass, Held, Message
 from flatship_receiver.journal import ImageState, Journal, JournalError
+from flatship_sender.client import Client
 from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import TransferState
 from flatship_sender.sources.memory import MemorySource
@@ -523,3 +524,32 @@ def test_a_target_that_cannot_be_read_for_its_proof_starts_over(
 
     run(scenario)
     assert published(store, "web") == padded(data())
+
+
+def test_the_end_waits_for_zeros_that_take_the_place_of_what_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another connection the end could overtake them, and nobody would miss them."""
+    store = FaultyDatastore(1 << 30)
+    changed = bytearray(data())
+    changed[7 * MIB : 8 * MIB] = bytes(MIB)
+    unacknowledged: list[int] = []
+    say = Client.send
+
+    async def scenario() -> None:
+        async with world(tmp_path, store) as at:
+            await send(at, MemorySource(data()), live=True)
+            transfer, client = at.sending([MemorySource(bytes(changed))], epoch=2)
+
+            async def watched(client: Client, message: Message) -> None:
+                if isinstance(message, EndPass):
+                    unacknowledged.append(transfer.session.disks[0].zeros.total)
+                await say(client, message)
+
+            monkeypatch.setattr(Client, "send", watched)
+            await transfer.run(client, 2)
+            assert only(transfer).state is TransferState.PUBLISHED
+
+    run(scenario)
+    assert unacknowledged == [0]
+    assert published(store, "web") == padded(bytes(changed))

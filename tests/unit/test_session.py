@@ -499,6 +499,19 @@ def test_a_disk_is_complete_when_all_of_it_came_and_is_durable() -> None:
     assert disk.complete
 
 
+def test_a_chunk_in_the_place_of_what_is_held_is_waited_for_when_the_end_overtakes_it() -> None:
+    session = ReceiverSession(EPOCH, 4 * MIB)
+    session.open(EPOCH, opening())
+    disk = session.disks[DISK]
+    session.holds(DISK, 0, disk.size)
+    assert session.opened(DISK)
+    session.receive(EPOCH, EndPass(DISK, PASS, 1, bytes(32)), unknown)
+    assert not disk.complete
+    session.receive(EPOCH, chunk(), unknown)
+    session.stored(DISK, 0)
+    assert disk.complete
+
+
 def test_zeros_that_are_not_durable_keep_a_disk_incomplete() -> None:
     session = receiver()
     session.receive(EPOCH, zero(0, SIZE), unknown)
