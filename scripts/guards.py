@@ -22,6 +22,7 @@ RESUME = "tests/simulation/test_resume.py"
 TRANSFERS = "tests/simulation/test_in_process_transfers.py"
 STORE = "tests/unit/test_local_datastore.py"
 PROOF = "tests/unit/test_proof.py"
+SCHEDULES = "tests/simulation/test_schedules.py"
 POWER_CUTS = "tests/crash/test_power_loss.py"  # which takes root
 
 
@@ -202,6 +203,48 @@ GUARDS = (
         "        if self.outstanding + message.length > self.credit:\n",
         "        if False:\n",
         ("tests/unit/test_session.py",),
+    ),
+    Guard(
+        "the folder of a VM is synced although it was there",
+        f"{RECEIVER}/datastores/local.py",
+        "        self._root.sync()  # of an old one too",
+        "        if is_new:\n            self._root.sync()  # of an old one too",
+        (SCHEDULES,),
+    ),
+    Guard(
+        "the lock file changes in one write",
+        f"{RECEIVER}/datastores/local_image.py",
+        '        padded = text.ljust(_LOCK_FILE_SIZE, b"\\n")\n',
+        "        padded = text\n        os.ftruncate(self._lock_fd, 0)\n",
+        (SCHEDULES,),
+    ),
+    Guard(
+        "an incarnation that is over is not let in again",
+        f"{RECEIVER}/sessions.py",
+        "        if claim is not EpochClaim.NEW:\n",
+        "        if False:\n",
+        (SCHEDULES,),
+    ),
+    Guard(
+        "a publication that was begun is gone on with",
+        f"{RECEIVER}/journal.py",
+        "        incomplete = (ImageState.RECEIVING, ImageState.PUBLISHING)\n",
+        "        incomplete = (ImageState.RECEIVING,)\n",
+        (SCHEDULES,),
+    ),
+    Guard(
+        "a failed publication is finished at the next opening",
+        f"{RECEIVER}/target.py",
+        "            await shared.slow_workers.run(datastore.finish, opening.vm, opening.name)\n",
+        "            return False\n",
+        ("tests/simulation/test_unfinished_publication.py",),
+    ),
+    Guard(
+        "a commit that a crash cut off is finished at the start",
+        f"{RECEIVER}/daemon.py",
+        "    recovery = await workers.run(datastore.recover)\n",
+        "    return\n",
+        (SCHEDULES,),
     ),
 )
 

@@ -21,7 +21,8 @@ from benchmarks import disk, profile_cpu, report
 from benchmarks.bare import BarePair
 from benchmarks.contest import Contestant, Entry, Result, Run, cold_caches, compete, table
 from benchmarks.disk import GIB, TIB, Disk
-from benchmarks.flatship_pair import NO_PROOF, FlatshipPair
+from benchmarks.flatship_pair import NO_PROOF, UNJOURNALLED, FlatshipPair
+from benchmarks.interrupted import interrupt
 from benchmarks.peers import all_peers
 from benchmarks.processes import Usage, run, shown
 
@@ -72,6 +73,37 @@ def whole(rounds: int) -> list[str]:
             Entry("Flatship", FlatshipPair(place.scratch), guest),
         ]
         return _compared(entries, place, rounds, before=cold_caches)
+
+
+def journal(rounds: int) -> list[str]:
+    """What the record of chunks costs on the data path, tmpfs; the record itself is on disk."""
+    with workplace(_MEMORY) as place, workplace(disk.cache_folder()) as on_disk:
+        guest = disk.copy_sparse(disk.guest_disk(), place.scratch / "guest.raw")
+        without = FlatshipPair(on_disk.scratch, NO_PROOF, UNJOURNALLED)
+        entries = [
+            Entry("without the record", without, guest),
+            Entry("Flatship, no re-read", FlatshipPair(on_disk.scratch, NO_PROOF), guest),
+        ]
+        return _compared(entries, place, rounds)
+
+
+def resume(rounds: int) -> list[str]:
+    """A receiver killed at half of the disk and started again, disk to disk, caches cold."""
+    guest = disk.guest_disk()
+    lines = [
+        "| on record when killed | sent, not acknowledged | held at the second session"
+        " | first write after | reading that much again |",
+        "|---|---|---|---|---|",
+    ]
+    for _ in range(rounds):
+        with workplace(disk.cache_folder()) as place:
+            found = interrupt(guest, place.scratch, place.target)
+        sizes = (found.on_record, found.resent, found.held)
+        lines.append(
+            "".join(f"| {size / disk.MIB:.0f} MiB " for size in sizes)
+            + f"| {found.first_write:.1f} s | {found.reread:.1f} s |"
+        )
+    return lines
 
 
 def every_peer(rounds: int) -> list[str]:
@@ -131,6 +163,8 @@ SCENARIOS: dict[str, tuple[Callable[[int], list[str]], int]] = {  # and how many
     "whole": (whole, 5),
     "sparse": (sparse, 3),
     "zeros": (zeros, 3),
+    "journal": (journal, 7),
+    "resume": (resume, 3),
     "profile": (profile, 1),
     "every-peer": (every_peer, 1),
 }

@@ -12,10 +12,13 @@ from benchmarks.disk import Disk
 from benchmarks.processes import Command, Server, free_port, run, serving, shown
 
 _PROGRAMS = Path(sys.executable).parent
-_SENDER = _PROGRAMS / "flatship-sender"
-_RECEIVER = _PROGRAMS / "flatship-receiver"
+SENDER = _PROGRAMS / "flatship-sender"
+RECEIVER = _PROGRAMS / "flatship-receiver"
 _PEER = "bench"
 _VM = "guest"
+
+#: Serves without recording chunks.
+UNJOURNALLED = (sys.executable, "-m", "benchmarks.unjournalled")
 
 #: Told to the receiver, it does not re-read the target before it reports completion.
 NO_PROOF = ("--benchmark-no-proof",)
@@ -34,6 +37,7 @@ class FlatshipPair:
 
     scratch: Path
     serve_options: tuple[str, ...] = ()
+    receiver: tuple[str | Path, ...] = (RECEIVER,)
     sender_prefix: tuple[str | Path, ...] = ()
     observe_receiver: Callable[[Server], AbstractContextManager[None]] = _unobserved
     command: str = ""
@@ -54,7 +58,7 @@ class FlatshipPair:
         at_receiver = ("--state", state / "receiver")
         at_sender = ("--state", state / "sender")
         serve: Command = (
-            _RECEIVER,
+            *self.receiver,
             "serve",
             *at_receiver,
             "--listen",
@@ -63,12 +67,12 @@ class FlatshipPair:
             "127.0.0.1:0",
         )
         serve = (*serve, "--datastore", f"{_PEER}={folder}", *self.serve_options)
-        send = (_SENDER, "send", *at_sender, disk.path, "--to", _PEER, "--vm", _VM)
+        send = (SENDER, "send", *at_sender, disk.path, "--to", _PEER, "--vm", _VM)
         self.command = f"{shown(serve)}\n{shown(send)}"
         with serving(serve, state / "receiver.log", lambda said: address in said) as receiver:
-            invite = (_RECEIVER, "invite", *at_receiver, "--name", "bench", "--address", address)
+            invite = (RECEIVER, "invite", *at_receiver, "--name", "bench", "--address", address)
             (state / "invitation").write_text(run(invite).output)
-            run((_SENDER, "join", *at_sender, "--as", _PEER, state / "invitation"))
+            run((SENDER, "join", *at_sender, "--as", _PEER, state / "invitation"))
             with self.observe_receiver(receiver):
                 before = receiver.usage()
                 at_start()

@@ -309,7 +309,7 @@ def _sound(_: int) -> Faults:
 @asynccontextmanager
 async def world(
     folder: Path,
-    datastore: FaultyDatastore,
+    datastore: Datastore,
     *,
     to_receiver: Callable[[int], Faults] = _sound,
     to_sender: Callable[[int], Faults] = _sound,

@@ -5,7 +5,7 @@
 
 The seeds of a run are a range, so several machines share a million by taking a range
 each. A run that is bounded by ``--seconds`` says how far it came. Exits 1 if a schedule
-failed; each failure is printed with the command that repeats it.
+failed; each failure is printed with the command that repeats it, and after some it stops.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import Final
 from trial import Record, run_seed
 
 HUNG: Final = 120.0  # seconds of the machine's time after which a schedule counts as hung
+ENOUGH: Final = 3  # failures after which no more are looked for
 CLOCK: Final = time.monotonic  # schedules read another one
 
 
@@ -100,7 +101,8 @@ def soak(first: int, schedules: int, *, jobs: int, seconds: float | None, report
                     f" {rate:.0f} a second, {left:.0f} s to go",
                     flush=True,
                 )
-            if seconds is not None and now - began >= seconds:
+            late = seconds is not None and now - began >= seconds
+            if late or len(tally.failures) >= ENOUGH:
                 break
         pool.terminate()
     tally.seconds = CLOCK() - began
