@@ -5,6 +5,8 @@ PYTHON := .venv/bin/python
 VENV_READY := .venv/.ready
 BENCH_READY := .venv/.ready-bench
 FUZZ_READY := .venv/.ready-fuzz
+# Many tests wait for most of their time, so there are more workers than processors.
+TEST_ARGS := --numprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -23,7 +25,7 @@ check: lint ## formatting, lint, types, import rules, unit and conformance tests
 
 test: lint ## check, and every other test: simulation, fuzzing, real processes
 	@scripts/debian-packages test
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest $(TEST_ARGS)
 
 guards: $(VENV_READY) ## remove one guard after another, and see a test fail for each
 	@scripts/debian-packages test
