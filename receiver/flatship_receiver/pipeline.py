@@ -441,8 +441,11 @@ class DiskIntake:
         if self._proof is not None:
             await self._proof.stop()
         self._shared.metrics.inflight(-self._unflushed)
-        kept = self.account.state is ReceiverState.PROVEN or self._is_to_be_resumed()
-        await self._target.let_go(kept=kept, published=self._publishing)
+        proven = self.account.state is ReceiverState.PROVEN
+        resumable = not proven and self._is_to_be_resumed()
+        await self._target.let_go(kept=proven or resumable, publishing=self._publishing)
+        if resumable:
+            self._log.info("incomplete files kept, to be resumed")
 
 
 class Abandoned(TransferError):

@@ -39,7 +39,8 @@ class Target:
         self, opening: OpenDisk, peer: bytes, store: Store, facilities: Facilities, *, resumes: bool
     ) -> None:
         self.uuid = vmdk.make_uuid(secrets.token_bytes(16))
-        self.capacity = vmdk.round_capacity(min(opening.size, MAX_DISK_SIZE))
+        self.capacity = 0
+        """Bytes the guest will see; known once ``open`` has returned."""
         self.layout = vmdk.Layout(
             opening.format, opening.provisioning, opening.adapter, opening.hardware_version
         )
@@ -69,7 +70,8 @@ class Target:
         datastore, reservations = self._store.datastore, self._store.reservations
         check_name(opening.vm)
         check_name(opening.name)
-        vmdk.check_capacity(vmdk.round_capacity(opening.size), self.layout)
+        self.capacity = vmdk.round_capacity(opening.size)
+        vmdk.check_capacity(self.capacity, self.layout)
         if await self._stands():
             return 0
         thin = opening.provisioning is Provisioning.THIN
@@ -89,10 +91,10 @@ class Target:
         """Put on record what has become of the image."""
         await self._shared.journal.run(Journal.set_state, self.uuid, state, when=time.time())
 
-    async def let_go(self, *, kept: bool, published: bool) -> None:
+    async def let_go(self, *, kept: bool, publishing: bool) -> None:
         """Let go of the image, and of its files and its record unless they are ``kept``.
 
-        A publication that was begun keeps its record: the next start finds out what became of it.
+        A publication that was begun keeps its record: the next opening finds out what became of it.
         """
         self._store.reservations.release(self.uuid)
         image, self.image = self.image, None
@@ -100,11 +102,9 @@ class Target:
             return
         try:
             await self._shared.slow_workers.run(image.close if kept else image.abort)
-            if self.on_record and not kept and not published:
+            if self.on_record and not kept and not publishing:
                 await self.record(ImageState.DISCARDED)
                 self._log.info("incomplete files removed")
-            elif kept and not published:
-                self._log.info("incomplete files kept, to be resumed")
         except (TransferError, OSError) as error:
             self._log.warning("could not clean up", reason=str(error))
 

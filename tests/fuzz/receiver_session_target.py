@@ -43,6 +43,7 @@ class Disk:
     zeros: set[int] = field(default_factory=set)
     zeroing: set[int] = field(default_factory=set)
     held: set[int] = field(default_factory=set)
+    end: int | None = None  # chunks that END_PASS counts
 
     def chunks(self, offset: int, length: int) -> set[int]:
         """Those of a range that ends within the disk."""
@@ -50,9 +51,15 @@ class Disk:
 
     @property
     def complete(self) -> bool:
-        """Whether every chunk has come, now or earlier, and is durable."""
+        """Whether every chunk has come, now or earlier, and is durable.
+
+        What is held may be on its way anew, if END_PASS has counted more chunks than came.
+        """
         known = self.digests.keys() | self.zeros | self.held
-        return len(known) == -(-self.size // CHUNK) and not self.in_flight and not self.zeroing
+        if len(known) != -(-self.size // CHUNK) or self.in_flight or self.zeroing:
+            return False
+        overtaken = self.end is not None and len(self.digests) < self.end
+        return not (overtaken and self.held)
 
 
 class Script:
@@ -147,6 +154,8 @@ class Script:
         if isinstance(message, Abandon):
             disk.in_flight.clear()
         disk.state = following
+        if isinstance(message, EndPass):
+            disk.end = message.chunks
         return Verdict.ACT
 
     def _expected_of_chunk(self, message: Chunk, disk: Disk, digest: bytes | None) -> object:

@@ -138,7 +138,7 @@ def check_record(state: Path, datastore: Path, disks: Sequence[DiskOracle], *, l
                 continue
             part = datastore / "web" / f"{disk.name}-flat.vmdk{PART}"
             lock = datastore / "web" / f"{disk.name}.vmdk{PART}"
-            if not part.exists() or image.uuid.hex() not in lock.read_text():
+            if not part.exists() or not _names(lock, image.uuid):
                 if disk.acknowledged and disk.doubt is None:
                     raise Violation(f"{disk.name}: acknowledged, and its files are gone")
                 continue  # it was given up, and its record not yet; nobody can go on with it
@@ -161,6 +161,12 @@ def check_record(state: Path, datastore: Path, disks: Sequence[DiskOracle], *, l
                         raise Violation(f"{disk.name}: chunk {index} acknowledged, not on record")
                 elif medium[index * CHUNK_SIZE :][: len(was)] != was:
                     raise Violation(f"{disk.name}: chunk {index} acknowledged, not on medium")
+
+
+def _names(lock: Path, uuid: bytes) -> bool:
+    """Whether a lock file bears an image's uuid, on its line or as a descriptor has it."""
+    text = lock.read_text() if lock.exists() else ""
+    return uuid.hex() in text.replace(" ", "").replace("-", "").lower()
 
 
 def padded(data: bytes) -> bytes:
