@@ -83,7 +83,8 @@ def soak(first: int, schedules: int, *, jobs: int, seconds: float | None, report
     tally = Tally()
     began = said = CLOCK()
     seeds = range(first, first + schedules)
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+    # Not forked: what a process has mapped for scratch would be shared by all its children.
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         for seed, outcome in zip(seeds, _outcomes(pool, seeds), strict=True):
             if isinstance(outcome, str):
                 tally.schedules += 1

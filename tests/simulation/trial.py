@@ -498,9 +498,11 @@ def run_seed(seed: int) -> Record:
 
         async def scenario(loop: VirtualLoop) -> Record:
             trial = Trial(draw(seed), folder, loop)
-            await trial.run()
-            if internal:
-                raise Violation(internal[0])
+            try:
+                await trial.run()
+            finally:
+                if internal:  # and whatever came of it
+                    raise Violation(internal[0])
             return trial.record
 
         return run_virtually(scenario, seed, at_most=AT_MOST)

@@ -539,3 +539,17 @@ def test_damage_is_named_whoever_reads(tmp_path: Path, statements: str) -> None:
 
 def test_columns_are_known_by_their_places(tmp_path: Path) -> None:
     read_all(damaged(tmp_path, "ALTER TABLE image RENAME COLUMN layout TO laYout"))
+
+
+def test_state_takes_no_more_than_one_two_thousandth_of_a_disk_that_came_in_pieces(
+    tmp_path: Path,
+) -> None:
+    size = 16 * GIB
+    chunks = size // CHUNK_SIZE
+    with closing(Journal.open(tmp_path)) as journal:
+        journal.begin_image(replace(RECORD, size=size, capacity=size))
+        for part in range(7):  # every seventh chunk in each flush, and the last ones never
+            places = range(part, chunks - part, 7)
+            journal.hold(UUID, [(place, 1, os.urandom(DIGEST_SIZE)) for place in places])
+        taken = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert taken <= size // 2000
