@@ -19,6 +19,7 @@ PACKAGES = ("protocol", "sender", "receiver", "service")
 TIMEOUT = 150.0  # seconds; without a guard a test may also wait in vain
 
 RESUME = "tests/simulation/test_resume.py"
+DELTAS = "tests/simulation/test_deltas.py"
 TRANSFERS = "tests/simulation/test_in_process_transfers.py"
 STORE = "tests/unit/test_local_datastore.py"
 PROOF = "tests/unit/test_proof.py"
@@ -95,8 +96,8 @@ GUARDS = (
     Guard(
         "the sender compares what it read with what is held",
         f"{SENDER}/prepare.py",
-        "    if digest == held:",
-        "    if held is not None:",
+        "    if digest == earlier.digest:",
+        "    if earlier.digest is not None:",
         (RESUME,),
     ),
     Guard(
@@ -165,9 +166,77 @@ GUARDS = (
     Guard(
         "the digest of a chunk is checked before it is written",
         f"{RECEIVER}/store.py",
-        "    if chunk_digest(data) != chunk.digest:\n        raise DigestMismatch(chunk.offset)\n",
+        "    if chunk_digest(data) != chunk.digest:\n"
+        "        raise (KeptDiffers if _keeps(chunk) else DigestMismatch)(chunk.offset)\n",
         "    del data, chunk\n",
         ("tests/unit/test_store.py",),
+    ),
+    Guard(
+        "a chunk put together with kept pages is checked, too",
+        f"{RECEIVER}/store.py",
+        "    _check(_assemble(image, chunk, literals), chunk)\n",
+        "    _keeps(chunk) or _check(_assemble(image, chunk, literals), chunk)\n",
+        (DELTAS,),
+    ),
+    Guard(
+        "kept pages are those that were written last",
+        f"{RECEIVER}/store.py",
+        "            image.read_latest(whole, chunk.offset)\n",
+        "            whole[:] = bytes(len(whole))\n",
+        (DELTAS,),
+    ),
+    Guard(
+        "what is patched is off the record first",
+        f"{RECEIVER}/pipeline.py",
+        "            await self._held.let_go(chunk.offset, chunk.length)\n"
+        "            effect = await self._shared.workers.run(store, self._image, chunk)\n",
+        "            effect = await self._shared.workers.run(store, self._image, chunk)\n"
+        "            await self._held.let_go(chunk.offset, chunk.length)\n",
+        (DELTAS,),
+    ),
+    Guard(
+        "what could not be taken off the record is not written",
+        f"{RECEIVER}/holdings.py",
+        "            if leaving := self._leaving.copy():\n",
+        "            leaving = self._leaving.copy()\n"
+        "            self._leaving.clear()\n"
+        "            if leaving:\n",
+        ("tests/unit/test_holdings.py",),
+    ),
+    Guard(
+        "a page index is used only under the digest that the receiver states",
+        f"{SENDER}/page_index.py",
+        "    return chunk.to_bytes(8) + digest\n",
+        "    return chunk.to_bytes(8)\n",
+        ("tests/unit/test_page_index.py", "tests/unit/test_prepare_delta.py"),
+    ),
+    Guard(
+        "a slot is bound to its chunk",
+        f"{SENDER}/page_index.py",
+        "    return chunk.to_bytes(8) + digest\n",
+        "    return digest\n",
+        ("tests/unit/test_page_index.py",),
+    ),
+    Guard(
+        "a pass does not end while the receiver may want a chunk whole",
+        f"{SENDER}/pipeline.py",
+        "        while self._patches and not self._wanted and self._failure is None:\n",
+        "        while False:\n",
+        (DELTAS,),
+    ),
+    Guard(
+        "what the receiver holds is void once it wants a chunk whole",
+        f"{SENDER}/pipeline.py",
+        "        if work.offset in self._whole:\n            return Earlier(None,",
+        "        if False:\n            return Earlier(None,",
+        (DELTAS,),
+    ),
+    Guard(
+        "keep is refused where it was not agreed on",
+        f"{RECEIVER}/sessions.py",
+        "        self._segments = DELTA_SEGMENTS if deltas else SUPPORTED_SEGMENTS\n",
+        "        self._segments = DELTA_SEGMENTS\n        del deltas\n",
+        ("tests/integration/test_hostile_peers.py",),
     ),
     Guard(
         "an epoch that is over is refused",

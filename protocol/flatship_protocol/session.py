@@ -8,7 +8,7 @@ and so they may overtake each other. That is why some states accept, and
 ignore, what was said before they were reached.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeAlias, TypeVar
@@ -33,7 +33,9 @@ from flatship_protocol.messages import (
     Held,
     OpenDisk,
     Proving,
+    SegmentKind,
     Stored,
+    Want,
     Zero,
 )
 
@@ -63,7 +65,7 @@ class ReceiverState(Enum):
 
 S = TypeVar("S", SenderState, ReceiverState)
 ToReceiver: TypeAlias = Chunk | Zero | EndPass | Abandon
-ToSender: TypeAlias = DiskOpened | Held | Stored | Proving | DiskProven | DiskFailed
+ToSender: TypeAlias = DiskOpened | Held | Stored | Want | Proving | DiskProven | DiskFailed
 
 SENDER_SENDS: Final[Mapping[SenderState, Mapping[type, SenderState]]] = {
     SenderState.OPENING: {Abandon: SenderState.ABANDONED},
@@ -87,6 +89,7 @@ SENDER_RECEIVES: Final[Mapping[SenderState, Mapping[type, SenderState]]] = {
     SenderState.STREAMING: {
         Held: SenderState.STREAMING,
         Stored: SenderState.STREAMING,
+        Want: SenderState.STREAMING,
         DiskFailed: SenderState.FAILED,
     },
     SenderState.ENDING: {
@@ -103,12 +106,14 @@ SENDER_RECEIVES: Final[Mapping[SenderState, Mapping[type, SenderState]]] = {
         DiskOpened: SenderState.FAILED,
         Held: SenderState.FAILED,
         Stored: SenderState.FAILED,
+        Want: SenderState.FAILED,
         Proving: SenderState.FAILED,
     },
     SenderState.ABANDONED: {
         DiskOpened: SenderState.ABANDONED,
         Held: SenderState.ABANDONED,
         Stored: SenderState.ABANDONED,
+        Want: SenderState.ABANDONED,
         Proving: SenderState.ABANDONED,
         DiskProven: SenderState.ABANDONED,
         DiskFailed: SenderState.ABANDONED,
@@ -151,11 +156,12 @@ class Acknowledged:
     """What one STORED, or DISK_PROVEN, released.
 
     ``chunk_bytes`` and ``zero_bytes`` had not been acknowledged before.
-    ``sent_at`` holds the clock readings at which its chunks had been sent.
+    ``offsets`` and ``sent_at`` say of its chunks where they are and when they had been sent.
     """
 
     chunk_bytes: int = 0
     zero_bytes: int = 0
+    offsets: list[int] = field(default_factory=list)
     sent_at: list[float] = field(default_factory=list)
 
 
@@ -167,6 +173,7 @@ class SenderDisk:
     size: int
     state: SenderState = SenderState.OPENING
     chunks: dict[int, tuple[int, float]] = field(default_factory=dict)  # offset: length, sent at
+    keeping: set[int] = field(default_factory=set)  # those of them that have KEEP segments
     zeros: ExtentSet = field(default_factory=ExtentSet)
 
 
@@ -211,7 +218,8 @@ class SenderSession:
         """Note that ``message`` goes out at ``now`` (seconds, any steady clock).
 
         Raises:
-            ValueError: The tables forbid it, or a chunk without ``reserve``.
+            ValueError: The tables forbid it; a chunk without ``reserve``; the end of a pass
+                before every chunk with KEEP segments was answered.
         """
         disk = self.disks[message.disk]
         following = SENDER_SENDS[disk.state].get(type(message))
@@ -221,8 +229,12 @@ class SenderSession:
             if message.offset not in disk.chunks:
                 raise ValueError(f"no credit was reserved for the chunk at {message.offset}")
             disk.chunks[message.offset] = (message.length, now)
+            if any(segment.kind is SegmentKind.KEEP for segment in message.segments):
+                disk.keeping.add(message.offset)
         elif isinstance(message, Zero):
             disk.zeros.add(message.offset, message.length)
+        elif isinstance(message, EndPass) and disk.keeping:
+            raise ValueError(f"{len(disk.keeping)} chunks with KEEP segments are not answered")
         disk.state = following
 
     def reserve(self, handle: int, offset: int, length: int) -> None:
@@ -247,8 +259,8 @@ class SenderSession:
 
         Raises:
             StaleEpoch: Another epoch than this session's.
-            UnexpectedMessage: The tables do not allow it, or it acknowledges
-                what was never sent.
+            UnexpectedMessage: The tables do not allow it, it acknowledges what was
+                never sent, or it wants what was sent whole.
         """
         _check_epoch(self.epoch, epoch)
         disk = self.disks.get(message.disk)
@@ -269,6 +281,8 @@ class SenderSession:
             SenderState.ENDING,
         ):
             return self._acknowledge(disk, message.ranges)
+        if isinstance(message, Want) and disk.state is SenderState.STREAMING:
+            self._take_back(disk, message.ranges)
         return None
 
     def _acknowledge(self, disk: SenderDisk, ranges: Iterable[tuple[int, int]]) -> Acknowledged:
@@ -284,14 +298,27 @@ class SenderSession:
                 if sent_at == NOT_SENT or start + size > offset + length:
                     raise UnexpectedMessage(f"STORED names byte {start}, which was not sent so")
                 del disk.chunks[start]
+                disk.keeping.discard(start)
                 released.chunk_bytes += size
+                released.offsets.append(start)
                 released.sent_at.append(sent_at)
         self.outstanding -= released.chunk_bytes
         return released
 
+    def _take_back(self, disk: SenderDisk, ranges: Iterable[tuple[int, int]]) -> None:
+        """Count chunks as not sent, with their credit."""
+        for offset, length in ranges:
+            starts = _chunk_starts(offset, length, disk.keeping)
+            if sum(disk.chunks[start][0] for start in starts) != length or offset not in starts:
+                raise UnexpectedMessage(f"WANT names {length} bytes at {offset}, not sent to keep")
+            for start in starts:
+                self.outstanding -= disk.chunks.pop(start)[0]
+                disk.keeping.discard(start)
+
     def _release(self, disk: SenderDisk) -> None:
         self.outstanding -= sum(length for length, _ in disk.chunks.values())
         disk.chunks.clear()
+        disk.keeping.clear()
 
 
 @dataclass(slots=True)
@@ -406,6 +433,21 @@ class ReceiverSession:
         if entry is not None:
             self.outstanding -= entry[0]
 
+    def wanted(self, handle: int, offset: int) -> bool:
+        """The chunk at ``offset`` kept what is not there: it has not come, until it comes whole.
+
+        Returns:
+            Whether it may still come; not after the end of the pass, nor of the disk.
+        """
+        disk = self.disks[handle]
+        if disk.state is not ReceiverState.STREAMING:
+            return False
+        length, _ = disk.in_flight.pop(offset)
+        self.outstanding -= length
+        disk.chunks.discard(offset, length)
+        disk.chunk_count -= 1
+        return True
+
     def zeroed(self, handle: int, offset: int, length: int) -> None:
         """Zeros that ``receive`` accepted are durable."""
         self.disks[handle].zeroing.discard(offset, length)
@@ -488,7 +530,7 @@ def _follow(row: Mapping[type, S], state: S, message: object) -> S:
     return following
 
 
-def _chunk_starts(offset: int, length: int, sent: Mapping[int, object]) -> list[int]:
+def _chunk_starts(offset: int, length: int, sent: Collection[int]) -> list[int]:
     if length // CHUNK_SIZE > len(sent):
         return [start for start in sent if offset <= start < offset + length]
     return [start for start in range(offset, offset + length, CHUNK_SIZE) if start in sent]

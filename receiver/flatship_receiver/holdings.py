@@ -5,6 +5,7 @@ sender reads its source again and compares, so nothing is skipped on the strengt
 of a name or a date; the proof at the end reads all of it at the target.
 """
 
+import asyncio
 import mmap
 import random
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -34,6 +35,8 @@ class Holdings:
     """
 
     def __init__(self, journal: AsyncJournal, uuid: bytes, size: int) -> None:
+        self._leaving: list[tuple[int, int]] = []  # chunks asked to be let go of: first, count
+        self._turn = asyncio.Lock()
         self.ranges = ExtentSet()
         """Bytes of the disk that are on record, as far as ``load`` and ``let_go`` know."""
         self._journal = journal
@@ -66,16 +69,23 @@ class Holdings:
     async def let_go(self, offset: int, length: int) -> None:
         """Take what is about to be written off the record, durably, before it is written.
 
-        Without it a crash could leave new bytes under a digest of the old ones.
+        Without it a crash could leave new bytes under a digest of the old ones. What is asked
+        for while the record is at it goes off together: a pass that changes a page here and
+        there must not wait for the record at each.
 
         Raises:
             JournalError: It may still be on record, and must not be written.
         """
         if not self.ranges.overlaps(offset, length):
             return
-        first, count = offset // CHUNK_SIZE, -(-length // CHUNK_SIZE)
-        await self._journal.run(Journal.let_go, self._uuid, first, count)
-        self.ranges.discard(offset, length)
+        self._leaving.append((offset, length))
+        async with self._turn:
+            if leaving := self._leaving.copy():
+                await self._journal.run(Journal.let_go, self._uuid, list(_in_chunks(leaving)))
+                for start, size in leaving:
+                    self.ranges.discard(start, size)
+                # Not sooner: what could not be taken off fails for all who asked for it.
+                del self._leaving[: len(leaving)]
 
     async def messages(self, disk: int, pass_number: int) -> AsyncIterator[Held]:
         """The HELD messages that tell a sender; the last one is marked, and may be all."""
@@ -138,6 +148,14 @@ def are_on_medium(image: Image, chunks: Iterable[tuple[int, bytes]]) -> bool:
         if chunk_digest(buffer) != digest:
             return False
     return True
+
+
+def _in_chunks(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Ranges of whole chunks, in bytes, as (first chunk, how many); merged, in order."""
+    merged = ExtentSet()
+    for offset, length in ranges:
+        merged.add(offset // CHUNK_SIZE, -(-length // CHUNK_SIZE))
+    yield from merged
 
 
 def _common(kept: ExtentSet, first: int, count: int) -> Iterator[tuple[int, int]]:

@@ -328,8 +328,12 @@ class Journal:
                     (image, row.number, *row.columns()),
                 )
 
-    def let_go(self, uuid: bytes, first: int, count: int) -> None:
+    def let_go(self, uuid: bytes, runs: Iterable[tuple[int, int]]) -> None:
         """Record that what chunks hold is unknown from now on: they are about to be written.
+
+        Args:
+            uuid: The image's.
+            runs: First chunk, and how many.
 
         Raises:
             JournalError: No such image.
@@ -337,12 +341,13 @@ class Journal:
         """
         with self._transaction() as database:
             image, size = self._require(uuid)
-            for number, place, length in by_segment(first, count):
-                row = self._segment_record(image, size, number).without_chunks(place, length)
-                database.execute(
-                    "UPDATE segment SET digests = ?, known = ? WHERE image = ? AND number = ?",
-                    (*row.columns(), image, number),
-                )
+            for first, count in runs:
+                for number, place, length in by_segment(first, count):
+                    row = self._segment_record(image, size, number).without_chunks(place, length)
+                    database.execute(
+                        "UPDATE segment SET digests = ?, known = ? WHERE image = ? AND number = ?",
+                        (*row.columns(), image, number),
+                    )
 
     def held_segments(self, uuid: bytes) -> list[int]:
         """Return the numbers of the digest segments of which something is on record, in order.

@@ -52,6 +52,7 @@ REJECT_REASONS: Final = (
     "credit_exceeded",
     "codec",
     "digest_mismatch",
+    "kept_differs",
     "duplicate_differs",
     OTHER,
 )
@@ -69,11 +70,12 @@ class SpaceSample:
 class DatastoreMetrics:
     """The series of one datastore, looked up once."""
 
-    __slots__ = ("_fsync", "_skipped", "_write", "_written")
+    __slots__ = ("_fsync", "_kept", "_skipped", "_write", "_written")
 
     def __init__(self, families: "_DatastoreFamilies", name: str) -> None:
         self._written = families.written.labels(name)
         self._skipped = families.skipped.labels(name)
+        self._kept = families.kept.labels(name)
         self._write = families.write.labels(name)
         self._fsync = families.fsync.labels(name)
 
@@ -84,6 +86,10 @@ class DatastoreMetrics:
     def skipped(self, count: int) -> None:
         """Count bytes of images that are zeros and were not written."""
         self._skipped.inc(count)
+
+    def kept(self, count: int) -> None:
+        """Count bytes of chunks that came anew and were left as they stood."""
+        self._kept.inc(count)
 
     def write_seconds(self, seconds: float) -> None:
         """Observe one write."""
@@ -223,6 +229,12 @@ class _DatastoreFamilies:
         )
         self.skipped = _counter(
             registry, "skipped_bytes_total", "Bytes that are zeros, not written.", "datastore"
+        )
+        self.kept = _counter(
+            registry,
+            "kept_bytes_total",
+            "Bytes of changed chunks, left as they stood.",
+            "datastore",
         )
         self.write, self.fsync = (
             prom.Histogram(

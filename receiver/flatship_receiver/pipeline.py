@@ -39,6 +39,7 @@ from flatship_protocol.messages import (
     Message,
     OpenDisk,
     Stored,
+    Want,
     Zero,
 )
 from flatship_protocol.session import ReceiverDisk, ReceiverSession, ReceiverState
@@ -49,7 +50,7 @@ from flatship_receiver.facilities import Facilities, Store
 from flatship_receiver.journal import Journal, JournalError
 from flatship_receiver.proof import RunningProof
 from flatship_receiver.stall_watch import StallWatch
-from flatship_receiver.store import store
+from flatship_receiver.store import KeptDiffers, store
 from flatship_receiver.target import Target
 
 FLUSH_BYTES: Final = 64 << 20  # written and not flushed; more starts a flush at once
@@ -171,14 +172,17 @@ class DiskIntake:
             if self._failure is not None:
                 return
             await self._target.held.let_go(chunk.offset, chunk.length)
-            written = await self._shared.workers.run(store, self._image, chunk)
-            self._store.metrics.written(written)
-            self._store.metrics.skipped(chunk.length - written)
+            effect = await self._shared.workers.run(store, self._image, chunk)
+            self._store.metrics.written(effect.written)
+            self._store.metrics.skipped(effect.zeroed)
+            self._store.metrics.kept(effect.kept)
             self._store.metrics.write_seconds(time.monotonic() - started)
-            self._store.reservations.used(self._target.uuid, written)
+            self._store.reservations.used(self._target.uuid, effect.written)
             self._note(Written(chunk.offset, chunk.length, chunk.digest))
         except (DatastoreError, JournalError) as error:
             self.fail(error)
+        except KeptDiffers as error:
+            await self._want(chunk, error)
         except DigestMismatch as error:
             self._shared.metrics.record_rejected("digest_mismatch")
             self.fail(error)
@@ -188,6 +192,16 @@ class DiskIntake:
         finally:
             self._shared.frames.release(frame)
             self._stored_one()
+
+    async def _want(self, chunk: Chunk, error: KeptDiffers) -> None:
+        """Have a chunk sent whole, of which nothing was written; it is off the record already."""
+        self._shared.metrics.record_rejected("kept_differs")
+        self._log.warning("a chunk is wanted whole", offset=chunk.offset, reason=str(error))
+        if not self._session.wanted(chunk.disk, chunk.offset):
+            self.fail(error)
+            return
+        range_ = (chunk.offset, chunk.length)
+        await self._send(Want(chunk.disk, chunk.pass_number, (range_,)))
 
     async def zero(self, message: Zero) -> None:
         """Make a run of zeros that the session accepted."""

@@ -57,11 +57,11 @@ from flatship_receiver.facilities import Facilities, Store
 from flatship_receiver.journal import EpochClaim, Journal
 from flatship_receiver.peers import Peer
 from flatship_receiver.pipeline import Abandoned, DiskIntake
-from flatship_receiver.store import SUPPORTED_SEGMENTS
+from flatship_receiver.store import DELTA_SEGMENTS, SUPPORTED_SEGMENTS
 from flatship_service.errors import OperatorError
 
 CREDIT: Final = 256 << 20  # bytes of chunks a session may have unacknowledged
-CAPABILITIES: Final = Capability.RESUME
+CAPABILITIES: Final = Capability.RESUME | Capability.DELTA
 SOFTWARE: Final = "flatship-receiver"
 TAKEOVER_TIMEOUT: Final = 8.0  # seconds an older incarnation gets to let go of its disks
 ERROR_TIMEOUT: Final = 1.0  # seconds a connection gets to take ERROR
@@ -123,6 +123,8 @@ class Session:
         self.epoch = epoch
         self.ended = asyncio.Event()
         self._capabilities = hello.capabilities & CAPABILITIES
+        deltas = Capability.DELTA in self._capabilities
+        self._segments = DELTA_SEGMENTS if deltas else SUPPORTED_SEGMENTS
         self._stores = stores
         self._shared = facilities
         self._account = ReceiverSession(epoch, CREDIT)
@@ -254,7 +256,7 @@ class Session:
     def _accept(self, epoch: int, chunk: Chunk) -> DiskIntake | None:
         """The disk that is to store a chunk, or None where there is nothing to store."""
         disk = self._disk(chunk.disk)
-        if any(segment.kind not in SUPPORTED_SEGMENTS for segment in chunk.segments):
+        if any(segment.kind not in self._segments for segment in chunk.segments):
             raise Refused(ErrorCode.UNSUPPORTED, "a segment of a kind that was not agreed on")
         try:
             verdict = self._account.receive(epoch, chunk, disk.digest_of)

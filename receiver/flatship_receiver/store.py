@@ -1,4 +1,8 @@
-"""What a worker thread does to one chunk: decode, check the digest, write."""
+"""What a worker thread does to one chunk: decode, check the digest, write.
+
+A chunk of which the image is to keep a part is put together here first, with what the
+image holds now. That is never trusted: the digest of the whole decides, as for any other.
+"""
 
 import mmap
 import threading
@@ -8,11 +12,28 @@ from typing import Final
 from flatship_protocol.codec import Decompressor
 from flatship_protocol.constants import CHUNK_SIZE, PAGE_SIZE
 from flatship_protocol.digest import chunk_digest
-from flatship_protocol.errors import DigestMismatch
+from flatship_protocol.errors import DatastoreError, DigestMismatch
 from flatship_protocol.messages import Chunk, Codec, SegmentKind
 from flatship_receiver.datastores.base import Image
 
 SUPPORTED_SEGMENTS: Final = frozenset({SegmentKind.LITERAL, SegmentKind.ZERO})
+DELTA_SEGMENTS: Final = SUPPORTED_SEGMENTS | {SegmentKind.KEEP}
+
+
+class KeptDiffers(DigestMismatch):
+    """With what the image holds, or without what cannot be read of it, the chunk is another.
+
+    Nobody's fault: the sender has it whole.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What became of a chunk's bytes; together they are its length."""
+
+    written: int
+    zeroed: int = 0
+    kept: int = 0
 
 
 @dataclass(slots=True)
@@ -27,19 +48,18 @@ class _Scratch:
 _thread = threading.local()
 
 
-def store(image: Image, chunk: Chunk) -> int:
+def store(image: Image, chunk: Chunk) -> Effect:
     """Write one chunk to ``image`` if its bytes have the digest that came with them.
 
     Args:
         image: Where it goes.
-        chunk: With segments of SUPPORTED_SEGMENTS only; ``payload`` stays
+        chunk: With segments of DELTA_SEGMENTS only; ``payload`` stays
             valid until this returns.
-
-    Returns:
-        Bytes written; what is left of the chunk was zeroed.
 
     Raises:
         CodecError: The payload is not what it claims to be; nothing was written.
+        KeptDiffers: What the image was to keep is not what the sender takes it for;
+            nothing was written.
         DigestMismatch: The bytes are not the sender's; nothing was written.
         DatastoreError: What was written is unknown.
     """
@@ -47,19 +67,23 @@ def store(image: Image, chunk: Chunk) -> int:
     if not chunk.segments:
         _check(literals, chunk)
         image.write(chunk.offset, literals)
-        return chunk.length
-    _check(_assemble(chunk, literals), chunk)
-    written = taken = position = 0
+        return Effect(chunk.length)
+    _check(_assemble(image, chunk, literals), chunk)
+    written = zeroed = position = 0
     for segment in chunk.segments:
         length = min(segment.pages * PAGE_SIZE, chunk.length - position)
         if segment.kind is SegmentKind.LITERAL:
-            image.write(chunk.offset + position, literals[taken : taken + length])
-            taken += length
+            image.write(chunk.offset + position, literals[written : written + length])
             written += length
-        else:
+        elif segment.kind is SegmentKind.ZERO:
             image.zero(chunk.offset + position, length)
+            zeroed += length
         position += length
-    return written
+    return Effect(written, zeroed, chunk.length - written - zeroed)
+
+
+def _keeps(chunk: Chunk) -> bool:
+    return any(segment.kind is SegmentKind.KEEP for segment in chunk.segments)
 
 
 def _literals(chunk: Chunk) -> memoryview:
@@ -71,16 +95,21 @@ def _literals(chunk: Chunk) -> memoryview:
     return out
 
 
-def _assemble(chunk: Chunk, literals: memoryview) -> memoryview:
-    """Lay the literal runs where they belong, zeros between them."""
+def _assemble(image: Image, chunk: Chunk, literals: memoryview) -> memoryview:
+    """Lay the literal runs where they belong, and between them zeros and what is kept."""
     whole = _scratch().whole[: chunk.length]
+    if _keeps(chunk):
+        try:
+            image.read_latest(whole, chunk.offset)
+        except DatastoreError as error:
+            raise KeptDiffers(chunk.offset) from error
     taken = position = 0
     for segment in chunk.segments:
         length = min(segment.pages * PAGE_SIZE, chunk.length - position)
         if segment.kind is SegmentKind.LITERAL:
             whole[position : position + length] = literals[taken : taken + length]
             taken += length
-        else:
+        elif segment.kind is SegmentKind.ZERO:
             whole[position : position + length] = bytes(length)
         position += length
     return whole
@@ -88,7 +117,7 @@ def _assemble(chunk: Chunk, literals: memoryview) -> memoryview:
 
 def _check(data: memoryview, chunk: Chunk) -> None:
     if chunk_digest(data) != chunk.digest:
-        raise DigestMismatch(chunk.offset)
+        raise (KeptDiffers if _keeps(chunk) else DigestMismatch)(chunk.offset)
 
 
 def _scratch() -> _Scratch:

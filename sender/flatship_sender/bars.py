@@ -148,7 +148,8 @@ class LiveBars:
         if remaining and eta is not None and progress.stall is None:
             facts.append(f"{format_duration(eta)} left")
         if changed := sum(disk.changed for disk in progress.disks):
-            facts.append(figures.changed(changed))
+            kept = sum(disk.kept for disk in progress.disks)
+            facts.append(figures.changed(changed, kept))
         return f"total: {', '.join(facts)}"
 
 
@@ -156,7 +157,7 @@ def cells_of(disk: DiskProgress, meters: figures.DiskMeters, stalled: bool) -> d
     """What stands in a disk's row, by the column's title."""
     rate = meters.rate(disk)
     eta = None if stalled else meters.eta(disk)
-    ratio = figures.compression_ratio(disk.sent, disk.payload.total())
+    ratio = figures.compression_ratio(disk.literal, disk.payload.total())
     return {
         _NAME.title: printable(disk.target),
         _PERCENT.title: figures.percent(disk.size - disk.remaining, disk.size),

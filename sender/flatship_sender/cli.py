@@ -19,12 +19,13 @@ from flatship_sender.daemon import DEFAULT_CONNECTIONS, Order, SendOptions, Targ
 from flatship_sender.daemon import send as send_disks
 from flatship_sender.display import choose_display
 from flatship_sender.inspect import InspectionReport, describe, inspect
+from flatship_sender.page_indexes import DEFAULT_LIMIT
 from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.receivers import Receivers, default_name
 from flatship_sender.results import from_progress, render_table, to_json
 from flatship_sender.sources.raw import open_source
 from flatship_service import __version__
-from flatship_service.cli import DURATION, INTERRUPTED, Parsed, run, state_option, tell
+from flatship_service.cli import DURATION, INTERRUPTED, SIZE, Parsed, run, state_option, tell
 from flatship_service.keys import format_key, load_or_create_identity
 from flatship_service.paths import state_folder
 from flatship_service.units import parse_rate
@@ -182,6 +183,13 @@ def inspect_(sources: tuple[str, ...], exact: bool, as_json: bool) -> None:
     default=DEFAULT_PATIENCE,
     help="How long to wait for a receiver that was lost; 0 for not at all.  [default: 1d]",
 )
+@click.option(
+    "--index-limit",
+    type=SIZE,
+    default=DEFAULT_LIMIT,
+    help="Room in the state folder for what lets a pass after --live send pages instead of"
+    " chunks; 0 for none.  [default: 4GiB]",
+)
 @click.option("--http", type=ADDRESS, help="Serve metrics here while it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
@@ -202,6 +210,7 @@ def send(
     connections: int,
     compression: Policy,
     patience: float,
+    index_limit: int,
     http: Endpoint | None,
     as_json: bool,
     quiet: bool,
@@ -223,7 +232,16 @@ def send(
             int(hardware_version),
             replace,
         ),
-        SendOptions(connections, compression, limit, live, dry_run, http, patience=patience),
+        SendOptions(
+            connections,
+            compression,
+            limit,
+            live,
+            dry_run,
+            http,
+            patience=patience,
+            index_limit=index_limit,
+        ),
         _command_line(),
     )
     display = choose_display(sys.stderr, json=as_json, quiet=quiet)

@@ -54,7 +54,7 @@ from flatship_sender.asides import Asides
 from flatship_sender.receivers import Receiver
 from flatship_sender.refusals import NotAuthorised, RefusedByReceiver
 
-CAPABILITIES: Final = Capability.RESUME
+CAPABILITIES: Final = Capability.RESUME | Capability.DELTA
 SOFTWARE: Final = "flatship-sender"
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 GOODBYE_TIMEOUT: Final = 2.0  # seconds

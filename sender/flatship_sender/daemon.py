@@ -21,6 +21,7 @@ from flatship_sender.client import Client, Credentials, Lifetime, SessionName, c
 from flatship_sender.compression import CompressionController, Policy
 from flatship_sender.display import Display, following
 from flatship_sender.incarnations import Incarnations
+from flatship_sender.page_indexes import DEFAULT_LIMIT, PageIndexes
 from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.pipeline import FIRST_PASS, Job, Transfer, Unobserved
 from flatship_sender.progress import DiskProgress, TransferProgress
@@ -63,6 +64,7 @@ class SendOptions:
 
     ``limit`` is in bytes per second over all connections. ``patience`` is how many
     seconds without progress a lost session is tried again; 0 for not at all.
+    ``index_limit`` is how many bytes the page indexes of all disks may take.
     """
 
     connections: int
@@ -73,6 +75,7 @@ class SendOptions:
     http: Endpoint | None
     lifetime: Lifetime = field(default_factory=Lifetime)
     patience: float = DEFAULT_PATIENCE
+    index_limit: int = DEFAULT_LIMIT
 
 
 def disk_names(vm: str, count: int) -> list[str]:
@@ -133,9 +136,10 @@ def send(order: Order, display: Display, version: str) -> Outcome:
     with ExitStack() as cleanup:
         sources = [_open(path, order, cleanup) for path in _distinct(order.paths)]
         held = cleanup.enter_context(claim(order.state, order.receiver.name, order.target.vm))
+        jobs = _jobs(sources, order, cleanup)
         workers = Workers(max(2, os.cpu_count() or 1), "flatship-worker")
         cleanup.callback(workers.close)
-        return uvloop.run(_send(order, sources, held, workers, display, version))
+        return uvloop.run(_send(order, jobs, held, workers, display, version))
 
 
 async def pair(
@@ -161,14 +165,13 @@ async def pair(
 
 async def _send(
     order: Order,
-    sources: Sequence[BlockSource],
+    jobs: Sequence[Job],
     held: Claim,
     workers: Workers,
     display: Display,
     version: str,
 ) -> Outcome:
     options = order.options
-    jobs = _jobs(sources, order)
     progress = TransferProgress(
         order.receiver.name, order.target.vm, [job.progress for job in jobs]
     )
@@ -308,13 +311,17 @@ def _open(path: str, order: Order, cleanup: ExitStack) -> BlockSource:
     return source
 
 
-def _jobs(sources: Sequence[BlockSource], order: Order) -> list[Job]:
+def _jobs(sources: Sequence[BlockSource], order: Order, cleanup: ExitStack) -> list[Job]:
     target = order.target
     names = disk_names(target.vm, len(sources))
-    return [
+    jobs = [
         _job(number, source, name, order)
         for number, (source, name) in enumerate(zip(sources, names, strict=True))
     ]
+    for job in jobs:
+        if job.index is not None:
+            cleanup.callback(job.index.close)
+    return jobs
 
 
 def _job(number: int, source: BlockSource, name: str, order: Order) -> Job:
@@ -337,7 +344,11 @@ def _job(number: int, source: BlockSource, name: str, order: Order) -> Job:
         dry_run=options.dry_run,
     )
     progress = DiskProgress(source.name, f"{target.vm}/{name}.vmdk", source.size)
-    return Job(source, opening, progress)
+    indexes = PageIndexes(order.state, 0 if options.dry_run else options.index_limit)
+    index = indexes.open(
+        (order.receiver.name, target.vm, name), source.size, source.identity, make=options.live
+    )
+    return Job(source, opening, progress, index)
 
 
 def _reserve(source: BlockSource) -> int:

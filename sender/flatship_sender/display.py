@@ -191,11 +191,11 @@ def log_line(disk: DiskProgress, meters: figures.DiskMeters) -> str:
     if (rate := meters.rate(disk)) is not None:
         facts.append(format_rate(rate))
     if disk.state is TransferState.SENDING:
-        ratio = figures.compression_ratio(disk.sent, disk.payload.total())
+        ratio = figures.compression_ratio(disk.literal, disk.payload.total())
         facts.append(f"ratio {figures.format_ratio(ratio)}")
         facts.append(f"{format_size(disk.skipped)} skipped")
     if disk.changed:
-        facts.append(figures.changed(disk.changed))
+        facts.append(figures.changed(disk.changed, disk.kept))
     if (eta := meters.eta(disk)) is not None:
         facts.append(f"{format_duration(eta)} left")
     if disk.state in FINAL_STATES and disk.seconds:

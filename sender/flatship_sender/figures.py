@@ -152,9 +152,17 @@ def failure(disk: DiskProgress) -> str | None:
     return None if disk.error is None else printable(disk.error)
 
 
-def changed(size: int) -> str:
-    """What to say when the source is no longer what an interrupted run has read."""
-    return f"changed since the interrupted run: {format_size(size)}, sent again"
+def changed(size: int, kept: int) -> str:
+    """What to say when the source is no longer what an earlier run has read.
+
+    Args:
+        size: Bytes of the chunks that changed.
+        kept: Bytes of them that are as they were.
+    """
+    if not kept:
+        return f"changed since the interrupted run: {format_size(size)}, sent again"
+    pages = format_size(max(0, size - kept))
+    return f"changed since the earlier run: {pages} in pages of {format_size(size)} in chunks"
 
 
 def stall(progress: TransferProgress, now: float) -> str | None:

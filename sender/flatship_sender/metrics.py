@@ -118,10 +118,13 @@ class _Totals:
     """Sums over transfers, kept when their series go."""
 
     read: int = 0
-    skipped: Counter[str] = field(default_factory=lambda: Counter(hole=0, zero=0, unchanged=0))
+    skipped: Counter[str] = field(
+        default_factory=lambda: Counter(hole=0, zero=0, unchanged=0, kept=0)
+    )
     payload: Counter[tuple[str, str]] = field(default_factory=Counter)
     wire: Counter[str] = field(default_factory=Counter)
     resent: Counter[tuple[str, str]] = field(default_factory=Counter)  # by reason and receiver
+    wanted: Counter[str] = field(default_factory=Counter)
     stages: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(STAGES, 0)))
 
     def add(self, progress: TransferProgress) -> None:
@@ -134,6 +137,8 @@ class _Totals:
             self.skipped["hole"] += disk.skipped_hole
             self.skipped["zero"] += disk.skipped_zero
             self.skipped["unchanged"] += disk.held
+            self.skipped["kept"] += disk.kept
+            self.wanted[receiver] += disk.wanted
             self.stages.update(disk.stage_seconds)
             for codec, count in disk.payload.items():
                 self.payload[codec, receiver] += count
@@ -145,6 +150,7 @@ class _Totals:
             self.payload.copy(),
             self.wire.copy(),
             self.resent.copy(),
+            self.wanted.copy(),
             self.stages.copy(),
         )
 
@@ -261,12 +267,19 @@ class _Transfers(Collector):
         )
         for reason_and_receiver, count in totals.resent.items():
             resent.add_metric(reason_and_receiver, count)
+        wanted = _counter(
+            "wanted_chunks_total",
+            "Chunks that the receiver wanted whole: what it was to keep was not what it had.",
+            ("receiver",),
+        )
+        for receiver, count in totals.wanted.items():
+            wanted.add_metric((receiver,), count)
         busy = _counter(
             "stage_busy_seconds_total", "Time that workers spent in a stage.", ("stage",)
         )
         for stage, seconds in totals.stages.items():
             busy.add_metric((stage,), seconds)
-        yield from (read, skipped, payload, wire, resent, busy)
+        yield from (read, skipped, payload, wire, resent, wanted, busy)
 
 
 def label(value: str) -> str:

@@ -28,6 +28,7 @@ from flatship_protocol.extents import ExtentSet
 from flatship_protocol.messages import (
     Abandon,
     Capability,
+    Chunk,
     Credit,
     DiskFailed,
     DiskOpened,
@@ -38,14 +39,16 @@ from flatship_protocol.messages import (
     OpenDisk,
     Proving,
     Stored,
+    Want,
     Zero,
 )
-from flatship_protocol.session import SenderSession, SenderState
+from flatship_protocol.session import SenderSession, SenderState, ToSender
 from flatship_sender.client import Client
 from flatship_sender.compression import CompressionController
 from flatship_sender.held import HeldChunks
+from flatship_sender.page_index import PageIndex
 from flatship_sender.plan import ReadChunk, SkipHole, plan
-from flatship_sender.prepare import Address, Prepared, prepare
+from flatship_sender.prepare import Address, Earlier, Prepared, prepare
 from flatship_sender.processor import ProcessorWatch
 from flatship_sender.progress import (
     FINAL_STATES,
@@ -111,11 +114,15 @@ _SESSION_ERRORS: Final = (ConnectionLost, PeerError)  # all others end one disk
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One disk to send: what is read, and what OPEN_DISK says of the target."""
+    """One disk to send: what is read, and what OPEN_DISK says of the target.
+
+    ``index`` is what is known of its pages from an earlier pass, or will be for a later one.
+    """
 
     source: BlockSource
     opening: OpenDisk
     progress: DiskProgress
+    index: PageIndex | None = None
 
     def again(self) -> "Job":
         """The same for another session, after one was lost: it may have been all but over."""
@@ -171,6 +178,7 @@ class Transfer:
         self.workers = workers
         self.frames = FramePool(FRAMES)
         self.resumes = False  # the receiver says what it holds
+        self.deltas = False  # and can keep pages of it
         self.lane_waits = 0  # chunks that found no connection free, in this window
         self.lane_uses = 0
         self._disks = {job.opening.disk: DiskTransfer(job, self) for job in jobs}
@@ -201,6 +209,7 @@ class Transfer:
                 hello = await client.open(tasks)
                 self.session.credit = hello.credit
                 self.resumes = Capability.RESUME in hello.capabilities
+                self.deltas = Capability.DELTA in hello.capabilities
                 await client.widen(min(connections, usable(hello.connections)))
                 self.progress.connections = client.live
                 watch = tasks.create_task(self._watch())
@@ -235,7 +244,7 @@ class Transfer:
             self.session.credit = message.credit
             self._credit_freed.set()
             return
-        if not isinstance(message, DiskOpened | Held | Stored | Proving | DiskProven | DiskFailed):
+        if not isinstance(message, ToSender):
             raise UnexpectedMessage(f"{type(message).__name__} from a receiver")
         released = self.session.receive(epoch, message)
         self._disks[message.disk].take(message)
@@ -243,6 +252,7 @@ class Transfer:
         if released is None:
             self._news += not isinstance(message, Stored | Proving)
             return
+        self._disks[message.disk].acknowledged(released.offsets)
         self._news += bool(released.chunk_bytes or released.zero_bytes)
         now = time.monotonic()
         disk = self._disks[message.disk].progress
@@ -275,14 +285,14 @@ class Transfer:
         """Feed the compression controller, notice stalls."""
         loop = asyncio.get_running_loop()
         wire = sum(disk.wire for disk in self.progress.disks)  # of sessions before this one
-        sent, then = sum(disk.sent for disk in self.progress.disks), loop.time()
+        sent, then = sum(disk.literal for disk in self.progress.disks), loop.time()
         processor = ProcessorWatch()
         stalls = Stalls(time.monotonic())
         while True:
             await asyncio.sleep(WINDOW)
             now, saturated = loop.time(), self.lane_waits * 2 > self.lane_uses
             disks = self.progress.disks
-            total, done = sum(disk.wire for disk in disks), sum(disk.sent for disk in disks)
+            total, done = sum(disk.wire for disk in disks), sum(disk.literal for disk in disks)
             self.controller.note_window(
                 total - wire,
                 done - sent,
@@ -353,6 +363,12 @@ class DiskTransfer:
         self._planning = asyncio.Lock()
         self._zeros = ExtentSet()
         self._chunks = 0
+        self._index = job.index
+        self._pages: dict[int, tuple[bytes, bytes]] = {}  # offset: digest, fingerprints; unanswered
+        self._patches: dict[int, tuple[bytes, int]] = {}  # offset: digest, bytes kept; unanswered
+        self._wanted: deque[ReadChunk] = deque()
+        self._whole: set[int] = set()  # offsets of chunks of which the receiver can keep nothing
+        self._answered = asyncio.Event()
 
     @property
     def handle(self) -> int:
@@ -393,9 +409,10 @@ class DiskTransfer:
         for waiting in (self._opened, self._told, self._proven):
             if not waiting.done():
                 waiting.set_result(None)
+        self._answered.set()
         self._transfer.wake()
 
-    def take(self, message: DiskOpened | Held | Stored | Proving | DiskProven | DiskFailed) -> None:
+    def take(self, message: ToSender) -> None:
         """What the receiver says of this disk, after the session let it through."""
         if isinstance(message, DiskFailed):
             self.fail(RefusedByReceiver(message.code, message.numbers))
@@ -408,11 +425,36 @@ class DiskTransfer:
                 self._told.set_result(None)
         elif isinstance(message, DiskProven) and not self._proven.done():
             self._proven.set_result(message)
+        elif isinstance(message, Want):
+            for offset, length in message.ranges:
+                self._take_back(offset, length)
         elif isinstance(message, Proving):
             if message.reread > self.progress.proved:
                 self.progress.last_progress = time.monotonic()
             self.progress.proved = message.reread
             self.progress.to_prove = message.total
+
+    def acknowledged(self, offsets: Sequence[int]) -> None:
+        """Chunks are on the receiver's stable storage, as they were sent."""
+        for offset in offsets:
+            number = offset // CHUNK_SIZE
+            if offset in self._patches:
+                self._manifest.set_chunk(number, self._patches.pop(offset)[0])
+            if offset in self._pages and self._index is not None:
+                self._index.note(number, *self._pages.pop(offset))
+        self._answered.set()
+
+    def _take_back(self, offset: int, length: int) -> None:
+        """The receiver could not keep what it was to keep of some chunks: they go whole."""
+        for start in [each for each in self._patches if offset <= each < offset + length]:
+            _, kept = self._patches.pop(start)
+            self._pages.pop(start, None)
+            self._whole.add(start)
+            self._wanted.append(ReadChunk(start, min(CHUNK_SIZE, self._job.source.size - start)))
+            self._chunks -= 1
+            self.progress.kept -= kept
+            self.progress.wanted += 1
+        self._answered.set()
 
     def _fail_by(self, error: Exception) -> None:
         self.fail(error if isinstance(error, TransferError) else Defect(error))
@@ -442,14 +484,29 @@ class DiskTransfer:
             self._raise_failure()
         self.progress.state = TransferState.SENDING
         self._works = plan(job.source.extents(0, job.source.size), job.source.size)
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(PUMPS):
-                tasks.create_task(self._pump())
-        self._raise_failure()
+        if not self._transfer.deltas:
+            self._index = None
+        while True:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(PUMPS):
+                    tasks.create_task(self._pump())
+            if not await self._is_more_wanted():
+                break
         await self._send_zeros()
         if not job.opening.live:
             await self._transfer.workers.run(job.source.still_quiet)
         await self._end_pass()
+
+    async def _is_more_wanted(self) -> bool:
+        """Wait until the receiver has answered all that it was to keep a part of.
+
+        Until then the pass has no end: it may still want a chunk whole.
+        """
+        while self._patches and not self._wanted and self._failure is None:
+            self._answered.clear()
+            await self._answered.wait()
+        self._raise_failure()
+        return bool(self._wanted)
 
     async def _end_pass(self) -> None:
         root = self._manifest.root()
@@ -467,6 +524,8 @@ class DiskTransfer:
         self.progress.proved = self.progress.to_prove = proven.reread
         published = proven.published
         self.progress.state = TransferState.PUBLISHED if published else TransferState.UNPUBLISHED
+        if published and self._job.index is not None:  # nobody goes on with it
+            await self._transfer.workers.run(self._job.index.remove)
 
     async def _pump(self) -> None:
         """Carry chunks, one at a time, from the plan to a connection, until none is left."""
@@ -483,6 +542,8 @@ class DiskTransfer:
 
     async def _next_work(self) -> ReadChunk | SkipHole | None:
         async with self._planning:
+            if self._wanted:
+                return self._wanted.popleft()
             if not self._batch:
                 batch = await self._transfer.workers.run(_take, self._works, PLAN_BATCH)
                 self._batch.extend(batch)
@@ -509,7 +570,7 @@ class DiskTransfer:
                 Address(self.handle, FIRST_PASS, transfer.session.epoch),
                 transfer.controller.next_level(),
                 frame,
-                self._held.digest(work.offset // CHUNK_SIZE),
+                self._earlier(work),
             )
             self._account(work, prepared)
             if self._failure is not None:
@@ -525,6 +586,13 @@ class DiskTransfer:
                 await self._ship(prepared)
         finally:
             transfer.frames.release(frame)
+
+    def _earlier(self, work: ReadChunk) -> Earlier:
+        """What an earlier pass over a chunk has left at both ends."""
+        remember = self._job.opening.live
+        if work.offset in self._whole:
+            return Earlier(None, self._index, remember)
+        return Earlier(self._held.digest(work.offset // CHUNK_SIZE), self._index, remember)
 
     async def _ship(self, prepared: Prepared) -> None:
         """Send one prepared chunk on the next connection that is free.
@@ -542,7 +610,7 @@ class DiskTransfer:
                 return
             transfer.lane_uses += 1
             transfer.lane_waits += borrowed - asked > LANE_WAIT
-            self._manifest.set_chunk(chunk.offset // CHUNK_SIZE, chunk.digest)
+            self._expect(prepared, chunk)
             transfer.session.send(chunk, borrowed)
             self._chunks += 1
             sealed_before = connection.seal_seconds
@@ -553,20 +621,34 @@ class DiskTransfer:
         progress = self.progress
         progress.wire += wire
         progress.sent += chunk.length
+        progress.kept += prepared.kept
         progress.payload[chunk.codec.name.lower()] += prepared.payload
         progress.stage_seconds["wait"] += borrowed - asked
         progress.stage_seconds["seal"] += seal
         progress.stage_seconds["send"] += time.monotonic() - borrowed - seal
 
+    def _expect(self, prepared: Prepared, chunk: Chunk) -> None:
+        """Note what is to be done when the receiver has answered a chunk.
+
+        One of which it keeps a part is not yet of the pass: it may be wanted whole, and then
+        be another, of a source that is in use.
+        """
+        if prepared.pages is not None:
+            self._pages[chunk.offset] = (chunk.digest, prepared.pages)
+        if prepared.kept:
+            self._patches[chunk.offset] = (chunk.digest, prepared.kept)
+        else:
+            self._manifest.set_chunk(chunk.offset // CHUNK_SIZE, chunk.digest)
+
     def _account(self, work: ReadChunk, prepared: Prepared) -> None:
         progress = self.progress
         progress.read += work.length
-        if prepared.held is None:
+        if prepared.held is None and work.offset not in self._whole:
             progress.changed += self._changed(work, is_zero=prepared.chunk is None)
         progress.stage_seconds["read"] += prepared.read_seconds
         progress.stage_seconds["digest"] += prepared.digest_seconds
         progress.stage_seconds["compress"] += prepared.compress_seconds
-        if prepared.level is not None and prepared.chunk is not None:
+        if prepared.level is not None and prepared.chunk is not None and not prepared.kept:
             self._transfer.controller.note_chunk(
                 prepared.level, prepared.literal, prepared.payload, prepared.compress_seconds
             )

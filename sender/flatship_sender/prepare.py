@@ -1,4 +1,4 @@
-"""What a worker thread does to one chunk: read, recognise zeros, digest, compress, lay out."""
+"""What a worker thread does to one chunk: read, find zeros, digest, compare, compress, frame."""
 
 import threading
 import time
@@ -7,14 +7,17 @@ from typing import Final
 
 from flatship_protocol.codec import Compressor
 from flatship_protocol.connection import MESSAGE_START, PAGE
-from flatship_protocol.constants import PAGE_SIZE
+from flatship_protocol.constants import CHUNK_SIZE
 from flatship_protocol.digest import chunk_digest
-from flatship_protocol.messages import Chunk, Codec, Segment, SegmentKind, frame_chunk
+from flatship_protocol.messages import Chunk, Codec, Segment, frame_chunk
+from flatship_sender.fingerprints import FINGERPRINT_SIZE, changed_pages
+from flatship_sender.layout import gather, patch, whole
+from flatship_sender.page_index import PageIndex
 from flatship_sender.plan import ReadChunk
 from flatship_sender.sources.base import BlockSource
-from flatship_sender.zeros import is_zero, zero_runs
+from flatship_sender.zeros import is_zero
 
-MIN_ZERO_RUN: Final = 4  # pages; shorter runs of zeros travel, and are written, as data
+WORTH_KEEPING: Final = 0.25  # a smaller share of pages is not worth a read at the receiver
 WORTH_COMPRESSING: Final = 0.95  # a larger payload than this share of the literals goes raw
 
 _thread = threading.local()
@@ -26,7 +29,8 @@ class Prepared:
 
     ``message`` is a view of the frame; it and ``chunk`` are None for a chunk that is zero, or
     that the receiver has: then ``held`` is its digest. ``literal`` and ``payload`` are bytes
-    before and after compression at ``level``.
+    before and after compression at ``level``; ``kept`` are bytes that the receiver is to take
+    from what it has. ``pages`` are fingerprints for the page index, where one is kept.
     """
 
     chunk: Chunk | None
@@ -38,6 +42,24 @@ class Prepared:
     digest_seconds: float
     compress_seconds: float
     held: bytes | None = None
+    kept: int = 0
+    pages: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What is known of an earlier pass over a chunk.
+
+    ``digest`` is what the receiver says it holds in its place, if anything. With ``remember``
+    the index is to know the pages of every chunk, for a pass that follows this one.
+    """
+
+    digest: bytes | None = None
+    index: PageIndex | None = None
+    remember: bool = False
+
+
+_NOTHING: Final = Earlier()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +77,7 @@ def prepare(
     address: Address,
     level: int | None,
     frame: memoryview,
-    held: bytes | None = None,
+    earlier: Earlier = _NOTHING,
 ) -> Prepared:
     """Read one chunk into ``frame`` and make the CHUNK message there.
 
@@ -65,7 +87,7 @@ def prepare(
         address: Goes into the message.
         level: zstd level, or None to send raw.
         frame: From a FramePool; its payload area is read into directly.
-        held: Digest of what the receiver has in its place, if anything.
+        earlier: What the receiver may have in its place.
 
     Raises:
         SourceReadError: The frame's content is undefined.
@@ -77,11 +99,12 @@ def prepare(
     if is_zero(data):
         return Prepared(None, None, level, 0, 0, read - started, time.perf_counter() - read, 0.0)
     digest = chunk_digest(data)
-    if digest == held:
+    if digest == earlier.digest:
+        _remember_held(work, data, earlier)
         taken = time.perf_counter() - read
-        return Prepared(None, None, level, 0, 0, read - started, taken, 0.0, held)
-    segments = _segments(data)
-    literal = _gather(data, segments)
+        return Prepared(None, None, level, 0, 0, read - started, taken, 0.0, earlier.digest)
+    segments, pages = _changed_segments(work, data, earlier)
+    literal, kept = gather(data, segments)
     digested = time.perf_counter()
     codec, payload = Codec.RAW, literal
     if level is not None:
@@ -111,39 +134,41 @@ def prepare(
         read - started,
         digested - read,
         time.perf_counter() - digested,
+        kept=kept,
+        pages=pages,
     )
 
 
-def _segments(data: memoryview) -> tuple[Segment, ...]:
-    """The literal and zero runs of a chunk; empty when all of it is literal."""
-    runs = [run for run in zero_runs(data) if run[1] >= MIN_ZERO_RUN]
-    if not runs:
-        return ()
-    pages = -(-len(data) // PAGE_SIZE)
-    segments: list[Segment] = []
-    position = 0
-    for first, count in runs:
-        if first > position:
-            segments.append(Segment(SegmentKind.LITERAL, first - position))
-        segments.append(Segment(SegmentKind.ZERO, count))
-        position = first + count
-    if position < pages:
-        segments.append(Segment(SegmentKind.LITERAL, pages - position))
-    return tuple(segments)
+def _remember_held(work: ReadChunk, data: memoryview, earlier: Earlier) -> None:
+    """See to it that the index knows a chunk that is not sent, if it is to."""
+    index, digest, number = earlier.index, earlier.digest, work.offset // CHUNK_SIZE
+    if index is None or digest is None or not earlier.remember:
+        return
+    if index.recall(number, digest) is None:
+        index.record(number, digest, index.fingerprints(data))
 
 
-def _gather(data: memoryview, segments: tuple[Segment, ...]) -> int:
-    """Move the literal runs together at the start of ``data``; returns their bytes."""
-    if not segments:
-        return len(data)
-    source = target = 0
-    for segment in segments:
-        length = min(segment.pages * PAGE_SIZE, len(data) - source)
-        if segment.kind is SegmentKind.LITERAL:
-            data[target : target + length] = data[source : source + length]
-            target += length
-        source += length
-    return target
+def _changed_segments(
+    work: ReadChunk, data: memoryview, earlier: Earlier
+) -> tuple[tuple[Segment, ...], bytes | None]:
+    """The segments of a chunk that is sent, and fingerprints of its pages, if they were taken.
+
+    They are taken only where they are of use: this chunk was sent before, or will be.
+    """
+    index, before = earlier.index, None
+    if index is not None and earlier.digest is not None:
+        before = index.recall(work.offset // CHUNK_SIZE, earlier.digest)
+    if index is None or (before is None and not earlier.remember):
+        return whole(data), None
+    pages = index.fingerprints(data)
+    if before is None:
+        return whole(data), pages
+    changed = changed_pages(before, pages)
+    count = len(pages) // FINGERPRINT_SIZE
+    # None: the digests differ, and yet no page does. Then the fingerprints are of no use.
+    if not changed or count - len(changed) < count * WORTH_KEEPING:
+        return whole(data), pages
+    return patch(data, changed), pages
 
 
 def _compressor() -> Compressor:

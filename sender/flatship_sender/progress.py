@@ -48,6 +48,9 @@ class DiskProgress:
     and that were not sent again.
     ``changed`` are bytes of chunks that the receiver held otherwise than they were read now:
     they are sent again, as data or as zeros. Those of all sessions of the command.
+    ``kept`` are bytes of pages in those of them that were sent as data, and that need not have
+    crossed the wire: they are as the receiver holds them. They are part of ``sent``.
+    ``wanted`` counts chunks that the receiver wanted whole after all.
     ``wire`` counts whole records, headers and tags included.
     ``resent`` is how much of ``sent`` went into sessions that were lost before it was
     acknowledged: counted twice, unless it turned out to be held after all.
@@ -67,6 +70,8 @@ class DiskProgress:
     acked: int = 0
     held: int = 0
     changed: int = 0
+    kept: int = 0
+    wanted: int = 0
     resent: int = 0
     acked_before: int = 0  # in sessions that were lost
     payload: Counter[str] = field(default_factory=Counter)
@@ -88,6 +93,11 @@ class DiskProgress:
     def skipped(self) -> int:
         """Bytes of the disk that never become a chunk."""
         return self.skipped_hole + self.skipped_zero
+
+    @property
+    def literal(self) -> int:
+        """Bytes of the disk that crossed the wire, or would have without compression."""
+        return self.sent - self.kept
 
     @property
     def remaining(self) -> int:

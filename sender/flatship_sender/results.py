@@ -28,7 +28,8 @@ class Bytes(msgspec.Struct, frozen=True, kw_only=True):
     """Where the bytes went. ``sent`` is before compression, ``payload`` after it, by codec.
 
     ``held`` was at the receiver before the last session began. ``changed`` was there too, but
-    is another in the source now, and was sent again. ``resent`` is that part of ``sent``
+    is another in the source now, and was sent again; ``kept`` is that part of it, and of ``sent``,
+    that did not cross the wire: pages that are as they were. ``resent`` is that part of ``sent``
     which was lost with a session before it was acknowledged.
     """
 
@@ -36,6 +37,7 @@ class Bytes(msgspec.Struct, frozen=True, kw_only=True):
     skipped: Skipped
     held: int
     changed: int
+    kept: int
     sent: int
     resent: int
     payload: dict[str, int]
@@ -60,7 +62,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 class DiskResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one disk.
 
-    ``ratio`` is ``sent`` to all of ``payload``, null if nothing was sent.
+    ``ratio`` is ``sent`` without ``kept`` to all of ``payload``, null if nothing was sent.
     ``root`` is the root digest in hexadecimal, null before the end of the pass.
     """
 
@@ -140,7 +142,7 @@ def render_table(result: SendResult) -> str:
         if disk.error
     ]
     lines += [
-        f"{printable(disk.target)}: {figures.changed(disk.bytes.changed)}"
+        f"{printable(disk.target)}: {figures.changed(disk.bytes.changed, disk.bytes.kept)}"
         for disk in result.disks
         if disk.bytes.changed
     ]
@@ -207,6 +209,7 @@ def _bytes(disks: Sequence[DiskProgress], wire: int) -> Bytes:
         ),
         held=sum(disk.held for disk in disks),
         changed=sum(disk.changed for disk in disks),
+        kept=sum(disk.kept for disk in disks),
         sent=sum(disk.sent for disk in disks),
         resent=sum(disk.resent for disk in disks),
         payload=_summed(disk.payload for disk in disks),
@@ -216,7 +219,7 @@ def _bytes(disks: Sequence[DiskProgress], wire: int) -> Bytes:
 
 def _ratio(disks: Sequence[DiskProgress]) -> float | None:
     ratio = figures.compression_ratio(
-        sum(disk.sent for disk in disks), sum(disk.payload.total() for disk in disks)
+        sum(disk.literal for disk in disks), sum(disk.payload.total() for disk in disks)
     )
     return None if ratio is None else round(ratio, 3)
 
@@ -255,7 +258,7 @@ def _figures(
 ) -> tuple[str, str, str, str, str]:
     return (
         format_size(size),
-        format_size(counts.sent),
+        format_size(counts.sent - counts.kept),
         format_size(counts.wire),
         figures.format_ratio(ratio),
         format_duration(seconds.total) if seconds.total else figures.UNKNOWN,

@@ -123,6 +123,49 @@ def test_random_writes_and_zeros_read_back(
     image.abort()
 
 
+@pytest.mark.parametrize("disk_format", [DiskFormat.VMFS, DiskFormat.TWO_GB_MAX_EXTENT_FLAT])
+@pytest.mark.parametrize("provisioning", Provisioning)
+def test_what_was_written_last_is_read_before_and_after_the_flush(
+    datastore: Datastore, provisioning: Provisioning, disk_format: DiskFormat
+) -> None:
+    random = Random(11)
+    model = bytearray(CAPACITY)
+    image = datastore.create(with_layout(provisioning, disk_format))
+    for number in range(60):
+        offset = random.randrange(CAPACITY // 512) * 512
+        length = min(random.randrange(1, 300) * 512, CAPACITY - offset)
+        if number % 5:
+            model[offset : offset + length] = data = random.randbytes(length)
+            image.write(offset, memoryview(data))
+        else:
+            model[offset : offset + length] = bytes(length)
+            image.zero(offset, length)
+        if number % 7 == 0:
+            image.flush()
+        start = max(0, offset - random.randrange(3000))
+        found = bytearray(min(length + 5000, CAPACITY - start))  # aligned to nothing
+        image.read_latest(memoryview(found), start)
+        assert found == model[start : start + len(found)]
+    found = bytearray(CAPACITY)
+    image.read_latest(memoryview(found), 0)
+    assert found == model
+    image.abort()
+
+
+def test_what_was_written_last_is_there_when_an_image_is_resumed(datastore: Datastore) -> None:
+    image = datastore.create(REQUEST)
+    image.write(5 * PAGE, memoryview(b"x" * MIB))
+    image.flush()
+    image.close()
+    image = datastore.resume(REQUEST)
+    assert image is not None
+    image.write(6 * PAGE, memoryview(b"y" * 512))
+    found = bytearray(MIB)
+    image.read_latest(memoryview(found), 5 * PAGE)
+    assert found == b"x" * PAGE + b"y" * 512 + b"x" * (MIB - PAGE - 512)
+    image.abort()
+
+
 def test_extents_cover_the_image_once_in_order(datastore: Datastore) -> None:
     image = datastore.create(REQUEST)
     for offset in (0, 3 * MIB, 7 * MIB):
@@ -172,6 +215,8 @@ def test_nothing_reaches_past_the_end(datastore: Datastore, offset: int) -> None
         image.zero(offset, MIB)
     with pytest.raises(ValueError, match=r"past the end|page-aligned"):
         image.read_into(memoryview(bytearray(MIB)), offset)
+    with pytest.raises(ValueError, match="past the end"):
+        image.read_latest(memoryview(bytearray(MIB)), offset)
     image.abort()
 
 
@@ -246,6 +291,7 @@ def test_closed_image_refuses_everything(datastore: Datastore) -> None:
         lambda: image.zero(0, MIB),
         image.flush,
         lambda: read(image, 0, PAGE),
+        lambda: image.read_latest(memoryview(bytearray(PAGE)), 0),
         lambda: list(image.extents()),
         lambda: image.commit(descriptor_for(REQUEST)),
     ):

@@ -12,6 +12,7 @@ from flatship_receiver.config import configure
 from flatship_receiver.datastores.local_image import _NAME_OF_IMAGE, _image_named_in
 from flatship_receiver.invitations import Invitations, StoredInvitation
 from flatship_sender.claims import _last
+from flatship_sender.page_index import PageIndex
 from flatship_sender.receivers import Receiver, Receivers
 from flatship_service.errors import ConfigError, OperatorError
 from fuzz.scratch import scratch_folder
@@ -53,6 +54,50 @@ def read_invitation(data: bytes) -> None:
     if found is not None:
         assert found.is_live(0.0)
         assert msgspec.json.decode(msgspec.json.encode(found), type=StoredInvitation) == found
+
+
+INDEXED: Final = {number: (bytes([number]) * 32, bytes([number]) * 2048) for number in range(3)}
+
+
+class Forgotten(Exception):
+    """Of some chunk nothing is known."""
+
+
+def _page_index() -> PageIndex:
+    path, size = FOLDER / "pages.index", len(INDEXED) << 20
+    index = PageIndex.open(path, size, bytes(32), bytes(32), 1 << 30, make=True)
+    assert index is not None
+    return index
+
+
+def _page_index_seeds() -> tuple[bytes, ...]:
+    index = _page_index()
+    for number, (digest, pages) in INDEXED.items():
+        index.record(number, digest, pages)
+    index.close()
+    whole = (FOLDER / "pages.index").read_bytes()
+    return whole, whole + bytes(9), whole[: len(whole) // 2]
+
+
+def read_page_index(data: bytes) -> None:
+    """A chunk's pages are what was recorded, or unknown; what is recorded now is known.
+
+    Raises:
+        Forgotten: Some are unknown.
+    """
+    _put("pages.index", data)
+    index = _page_index()
+    try:
+        known = [index.recall(number, digest) for number, (digest, _) in INDEXED.items()]
+        recorded = [pages for _, pages in INDEXED.values()]
+        assert all(found in (None, pages) for found, pages in zip(known, recorded, strict=True))
+        assert index.recall(1, INDEXED[2][0]) is None
+        index.record(1, *INDEXED[1])
+        assert index.recall(1, INDEXED[1][0]) == INDEXED[1][1]
+        if None in known:
+            raise Forgotten
+    finally:
+        index.close()
 
 
 def read_claim(data: bytes) -> None:
@@ -109,6 +154,7 @@ HEAVY_TOML: Final = (*TOML, b"9" * 5000, b"[" * 3000, b"a." * 3000, b"{a=" * 300
 _put("receivers.d/one.psk", KEY_LINE + b"\n")
 
 TARGETS: Final = (
+    Target("page-index", read_page_index, (Forgotten,), _page_index_seeds()),
     Target(
         "authorized-senders",
         read_authorized_senders,

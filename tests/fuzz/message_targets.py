@@ -47,6 +47,7 @@ MESSAGES: Final[tuple[messages.Message, ...]] = (
     messages.Chunk(1, 1, 1 << 20, 1 << 20, Codec.ZSTD, 4096, DIGEST, SEGMENTS, PAYLOAD[:40]),
     messages.Chunk(1, 1, 0, 4096, Codec.RAW, 0, DIGEST, SEGMENTS[:1], PAYLOAD[:0]),
     messages.Stored(1, 1, ((0, 1 << 20), (1 << 21, 512))),
+    messages.Want(1, 1, ((1 << 20, 1 << 20), (1 << 22, 512))),
     messages.Zero(1, 1, 1 << 20, 512, hole=True),
     messages.EndPass(1, 1, 2, DIGEST),
     messages.Proving(1, 1, 3, 4),
@@ -108,7 +109,7 @@ def within_limits(message: messages.Message) -> bool:
             return message.capacity % CHUNK == 0
         case messages.Held():
             return message.zeros or len(message.digests) // 32 == message.count <= 512
-        case messages.Stored():
+        case messages.Stored() | messages.Want():
             return 1 <= len(message.ranges) <= 1024 and all(length for _, length in message.ranges)
         case messages.Zero():
             return message.offset % CHUNK == 0 and message.length > 0 == message.length % 512

@@ -12,7 +12,7 @@ from flatship_protocol import messages
 from flatship_protocol.codec import Compressor, Decompressor
 from flatship_protocol.errors import CodecError, DigestMismatch, MalformedMessage
 from flatship_protocol.messages import Chunk, Codec, Segment, SegmentKind
-from flatship_receiver.store import SUPPORTED_SEGMENTS, store
+from flatship_receiver.store import DELTA_SEGMENTS, KeptDiffers, store
 from fuzz.message_targets import DIGEST, EPOCH, HEADER_SIZE, with_body_length
 from fuzz.target import Target
 
@@ -119,8 +119,13 @@ class _Record:
 
     def __init__(self, offset: int, length: int) -> None:
         self._offset = offset
-        self.content = bytearray(b"\xee" * length)
+        self.content = bytearray(present(length))
         self.calls = 0
+
+    def read_latest(self, buffer: memoryview, offset: int) -> None:
+        at = offset - self._offset
+        assert 0 <= at <= at + len(buffer) <= len(self.content)
+        buffer[:] = self.content[at : at + len(buffer)]
 
     def write(self, offset: int, data: memoryview) -> None:
         self._put(offset, bytes(data))
@@ -140,13 +145,16 @@ def store_chunk(data: bytes) -> None:
     _, chunk = messages.decode(memoryview(data))
     if not isinstance(chunk, Chunk):
         raise MalformedMessage("not this target's")
-    if any(segment.kind not in SUPPORTED_SEGMENTS for segment in chunk.segments):
+    if any(segment.kind not in DELTA_SEGMENTS for segment in chunk.segments):
         raise MalformedMessage("refused by the session")
     image = _Record(chunk.offset, chunk.length)
     try:
         store(image, chunk)
     except (CodecError, DigestMismatch) as error:
         assert image.calls == 0
+        assert image.content == present(chunk.length)
+        keeps = any(segment.kind is SegmentKind.KEEP for segment in chunk.segments)
+        assert isinstance(error, CodecError | KeptDiffers) or not keeps
         if isinstance(error, CodecError):
             raise
         chunk = dataclasses.replace(chunk, digest=blake3(assembled(chunk)).digest())
@@ -155,17 +163,26 @@ def store_chunk(data: bytes) -> None:
     assert image.content == assembled(chunk)
 
 
+def present(length: int) -> bytes:
+    """What an image holds before a chunk comes; every page of it is another."""
+    return b"".join(page.to_bytes(2, "big") * (PAGE // 2) for page in range(-(-length // PAGE)))[
+        :length
+    ]
+
+
 def assembled(chunk: Chunk) -> bytes:
     """The bytes that a chunk stands for."""
+    kept = io.BytesIO(present(-(-chunk.length // PAGE) * PAGE))
     payload = bytes(chunk.payload)
     literals = io.BytesIO(inflated(payload) if chunk.codec is Codec.ZSTD else payload)
     segments = chunk.segments or (Segment(SegmentKind.LITERAL, -(-chunk.length // PAGE)),)
-    pages = b"".join(
-        literals.read(segment.pages * PAGE)
-        if segment.kind is SegmentKind.LITERAL
-        else bytes(segment.pages * PAGE)
-        for segment in segments
-    )
+    pages = b""
+    for segment in segments:
+        before = kept.read(segment.pages * PAGE)
+        if segment.kind is SegmentKind.LITERAL:
+            pages += literals.read(segment.pages * PAGE)
+        else:
+            pages += before if segment.kind is SegmentKind.KEEP else bytes(len(before))
     return pages[: chunk.length]
 
 
@@ -181,12 +198,16 @@ def _chunk(length: int, segments: tuple[Segment, ...], literals: bytes, level: i
 def _chunk_seeds() -> tuple[bytes, ...]:
     zeros, literal = Segment(SegmentKind.ZERO, 2), Segment(SegmentKind.LITERAL, 1)
     mixed = (zeros, literal, zeros, literal)
+    keep = Segment(SegmentKind.KEEP, 1)
     return (
         _chunk(512, (), NOISE[:512], None),
         _chunk(2 * PAGE, (), TEXT[:4000] + bytes(2 * PAGE - 4000), 1),
         _chunk(6 * PAGE, mixed, NOISE[: 2 * PAGE], None),
         _chunk(6 * PAGE - 512, mixed, TEXT[:4000] + bytes(2 * PAGE - 512 - 4000), 3),
         _chunk(64 * PAGE, (Segment(SegmentKind.ZERO, 64),), b"", None),
+        _chunk(4 * PAGE, (keep, literal, keep, keep), NOISE[:PAGE], None),
+        _chunk(5 * PAGE - 512, (literal, zeros, keep, keep), TEXT[:4000] + bytes(96), 3),
+        _chunk(256 * PAGE, (Segment(SegmentKind.KEEP, 256),), b"", None),
     )
 
 

@@ -43,7 +43,7 @@ class Disk:
     zeros: set[int] = field(default_factory=set)
     zeroing: set[int] = field(default_factory=set)
     held: set[int] = field(default_factory=set)
-    end: int | None = None  # chunks that END_PASS counts
+    promised: int = 0  # chunks that END_PASS has counted
 
     def chunks(self, offset: int, length: int) -> set[int]:
         """Those of a range that ends within the disk."""
@@ -58,8 +58,7 @@ class Disk:
         known = self.digests.keys() | self.zeros | self.held
         if len(known) != -(-self.size // CHUNK) or self.in_flight or self.zeroing:
             return False
-        overtaken = self.end is not None and len(self.digests) < self.end
-        return not (overtaken and self.held)
+        return not self.held or len(self.digests) >= self.promised
 
 
 class Script:
@@ -153,9 +152,9 @@ class Script:
             return self._expected_of_zeros(message, disk)
         if isinstance(message, Abandon):
             disk.in_flight.clear()
+        else:
+            disk.promised = message.chunks
         disk.state = following
-        if isinstance(message, EndPass):
-            disk.end = message.chunks
         return Verdict.ACT
 
     def _expected_of_chunk(self, message: Chunk, disk: Disk, digest: bytes | None) -> object:
@@ -197,6 +196,10 @@ class Script:
         if act == 10:
             assert self.session.opened(step.handle) == (disk.state == "opening")
             disk.state = "streaming" if disk.state == "opening" else disk.state
+        elif act == 12 and step.how & 2 and (number in disk.in_flight or disk.state != "streaming"):
+            assert self.session.wanted(step.handle, step.offset) == (disk.state == "streaming")
+            if disk.state == "streaming":
+                del disk.in_flight[number], disk.digests[number]
         elif act in (11, 12):
             self.session.stored(step.handle, step.offset)
             disk.in_flight.pop(number, None)

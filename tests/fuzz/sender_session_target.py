@@ -21,7 +21,10 @@ from flatship_protocol.messages import (
     EndPass,
     Held,
     Proving,
+    Segment,
+    SegmentKind,
     Stored,
+    Want,
     Zero,
 )
 from flatship_protocol.session import Acknowledged, SenderSession
@@ -43,12 +46,13 @@ SENDS: Final = transitions("What a sender sends")
 RECEIVES: Final = transitions("What a sender receives")
 NOTHING: Final = memoryview(b"")
 SECTOR: Final = 512  # bytes
+KEEPING: Final = (Segment(SegmentKind.KEEP, 1),)
 
 MAX_MESSAGES: Final = 8
 HELD_MESSAGE: Final = Struct(">BB4xQQ")  # flags, byte of the digests, first, count
 
 ToReceiver = Chunk | Zero | EndPass | Abandon
-ToSender = DiskOpened | Held | Stored | Proving | DiskProven | DiskFailed
+ToSender = DiskOpened | Held | Stored | Want | Proving | DiskProven | DiskFailed
 
 
 @dataclass(slots=True)
@@ -59,6 +63,7 @@ class Disk:
     size: int
     state: str = "opening"
     sent: dict[int, bool] = field(default_factory=dict)  # of chunks with credit: whether they are
+    keeping: set[int] = field(default_factory=set)  # of chunks sent: those to be kept in part
     zeros: set[tuple[int, int]] = field(default_factory=set)  # pieces
 
     def length(self, number: int) -> int:
@@ -138,7 +143,10 @@ class Script:
         message: ToReceiver
         if act <= 4:
             length = disk.length(number) if step.offset < disk.size else CHUNK
-            message = Chunk(*about, step.offset, length, Codec.RAW, length, bytes(32), (), NOTHING)
+            kept = KEEPING if step.how & 2 else ()
+            message = Chunk(
+                *about, step.offset, length, Codec.RAW, length, bytes(32), kept, NOTHING
+            )
         elif act == 5:
             run = min(step.run_within(disk.size), max(disk.size - step.offset, 0))
             if not run or step.how >= 0xF0:
@@ -148,14 +156,17 @@ class Script:
             message = EndPass(*about, 1, bytes(32)) if act == 6 else Abandon(*about, ErrorCode.IDLE)
         following = SENDS[disk.state].get(message.TYPE.name)
         unreserved = isinstance(message, Chunk) and number not in disk.sent
-        if following is None or unreserved:
-            with pytest.raises(ValueError, match=r"cannot be sent|no credit"):
+        unanswered = isinstance(message, EndPass) and disk.keeping
+        if following is None or unreserved or unanswered:
+            with pytest.raises(ValueError, match=r"cannot be sent|no credit|not answered"):
                 self.session.send(message, 1.0)
             return
         self.session.send(message, 1.0)
         disk.state = following
         if isinstance(message, Chunk):
             disk.sent[number] = True
+            if message.segments:
+                disk.keeping.add(number)
         elif isinstance(message, Zero):
             disk.zeros |= disk.pieces(message.offset, message.length)
 
@@ -169,9 +180,8 @@ class Script:
         elif act == 10:
             message = Held(*about, step.offset // CHUNK, step.how % 5, b"", last=True)
         elif act <= 12:
-            message = Stored(
-                *about, ((step.offset, step.run_within(size)),) * (1 + step.how // 128)
-            )
+            kind = Want if act == 12 and step.how & 4 else Stored
+            message = kind(*about, ((step.offset, step.run_within(size)),) * (1 + step.how // 128))
         elif act == 13:
             message = Proving(*about, 0, 0)
         elif act == 14:
@@ -208,8 +218,25 @@ class Script:
             return self._acknowledged(disk, ((0, disk.size),))
         if isinstance(message, Stored) and following in ("streaming", "ending"):
             return self._acknowledged(disk, message.ranges)
+        if isinstance(message, Want) and following == "streaming":
+            return self._taken_back(disk, message.ranges)
         if isinstance(message, DiskFailed | DiskProven):
             disk.sent.clear()
+            disk.keeping.clear()
+        return None
+
+    @staticmethod
+    def _taken_back(disk: Disk, ranges: tuple[tuple[int, int], ...]) -> object:
+        """Nothing is said of chunks that are not sent any more; all must have been to keep."""
+        for offset, length in ranges:
+            end = offset + length
+            whole = end <= disk.size and (end % CHUNK == 0 or end == disk.size)
+            numbers = set(range(offset // CHUNK, -(-end // CHUNK))) if whole else set()
+            if not numbers or not numbers <= disk.keeping:
+                return UnexpectedMessage
+            disk.keeping -= numbers
+            for number in numbers:
+                del disk.sent[number]
         return None
 
     @staticmethod
@@ -228,6 +255,7 @@ class Script:
                     whole = number * CHUNK + disk.length(number) <= end
                     if not whole or not disk.sent.pop(number):
                         return UnexpectedMessage
+                    disk.keeping.discard(number)
                     chunk_bytes += disk.length(number)
         return chunk_bytes, zero_bytes
 
@@ -240,6 +268,7 @@ class Script:
             account = self.session.disks[handle]
             assert account.state.value == disk.state
             assert account.chunks.keys() == {number * CHUNK for number in disk.sent}
+            assert account.keeping == {number * CHUNK for number in disk.keeping}
             assert account.zeros.total == sum(size for _, size in disk.zeros)
 
 

@@ -10,13 +10,14 @@ import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from fakes import PSK, RECEIVER_KEY, SENDER_KEY, Receiving
 from network import MemoryStream
-from node import Killed, Node, running
+from node import Killed, Node, is_dead, running
 
 from flatship_protocol.connection import FramePool, Stream
 from flatship_protocol.endpoint import Endpoint
@@ -35,6 +36,9 @@ from flatship_sender.claims import claim
 from flatship_sender.client import Client, Credentials, SessionName
 from flatship_sender.compression import CompressionController
 from flatship_sender.incarnations import Incarnations
+from flatship_sender.page_index import PageIndex
+from flatship_sender.page_indexes import FOLDER as INDEX_FOLDER
+from flatship_sender.page_indexes import PageIndexes
 from flatship_sender.pipeline import Job, Transfer, Unobserved
 from flatship_sender.progress import TransferProgress
 from flatship_sender.receivers import Receiver
@@ -229,6 +233,57 @@ async def command(
         begun: Told each session before it is run.
         hear: Told each message of the receiver once it has been taken.
     """
+    with ExitStack() as opened:
+        await _command(
+            [_with_index(job, state, opened) for job in jobs],
+            state,
+            dial,
+            begun,
+            hear,
+            random,
+            connections=connections,
+            patience=patience,
+        )
+
+
+def _with_index(job: Job, state: Path, opened: ExitStack) -> Job:
+    """The job with its page index, as ``daemon`` opens it; a process that dies closes nothing."""
+    opening = job.opening
+    index = PageIndexes(state).open(
+        (LAB.name, opening.vm, opening.name), opening.size, opening.source_id, make=opening.live
+    )
+    if index is not None:
+        opened.callback(_close, index)
+    return replace(job, index=index)
+
+
+def _close(index: PageIndex) -> None:
+    if is_dead():
+        index._noted.clear()  # what was not written yet
+    index.close()
+
+
+def spoil_indexes(state: Path, random: Random) -> None:
+    """Leave of the sender's page indexes what a power loss may leave: some bytes are others."""
+    for path in sorted((state / INDEX_FOLDER).glob("*.index")):
+        content = bytearray(path.read_bytes())
+        for _ in range(random.randrange(4)):
+            if content:
+                content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+        path.write_bytes(content[: random.randrange(len(content) // 2, len(content) + 1)])
+
+
+async def _command(
+    jobs: Sequence[Job],
+    state: Path,
+    dial: Callable[[Receiver], Awaitable[Stream]],
+    begun: Callable[[SessionName, Transfer], None],
+    hear: Callable[[Message], None],
+    random: Random,
+    *,
+    connections: int,
+    patience: float,
+) -> None:
     progress = TransferProgress("lab", "web", [job.progress for job in jobs])
     workers: Any = InlineWorkers(random, 0.01)
     controller = CompressionController(random.choice(("off", 1)), workers.count)

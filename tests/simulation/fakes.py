@@ -45,6 +45,7 @@ from flatship_receiver.reservations import Reservations
 from flatship_receiver.sessions import Caller, Refused, Sessions, say_and_close
 from flatship_sender.client import Client, Credentials, SessionName, connect
 from flatship_sender.compression import CompressionController, Policy
+from flatship_sender.page_index import PageIndex
 from flatship_sender.pipeline import FIRST_PASS, Job, Transfer, Unobserved
 from flatship_sender.progress import DiskProgress, TransferProgress
 from flatship_sender.receivers import Receiver
@@ -140,6 +141,10 @@ class FaultyImage:
         rot = self._store.rot
         if rot is not None and offset <= rot < offset + len(buffer):
             buffer[rot - offset] ^= 1
+
+    def read_latest(self, buffer: memoryview, offset: int) -> None:
+        """See ``Image.read_latest``."""
+        self._image.read_latest(buffer, offset)
 
     def commit(self, descriptor: bytes) -> None:
         """See ``Image.commit``."""
@@ -259,10 +264,11 @@ class World:
         replace: bool = False,
         in_doubt: bool = False,
         hear: Callable[[Message], Message] = lambda message: message,
+        index: PageIndex | None = None,
     ) -> tuple[Transfer, Client]:
         """A sender with one disk a source: ``web``, ``web_1`` …
 
-        ``hear`` sees, and may change, what the receiver says.
+        ``hear`` sees, and may change, what the receiver says. ``index`` is the first disk's.
         """
         jobs = [
             Job(
@@ -286,6 +292,7 @@ class World:
                     in_doubt=in_doubt,
                 ),
                 DiskProgress(source.name, f"web/{number}", source.size),
+                index if number == 0 else None,
             )
             for number, source in enumerate(sources)
         ]

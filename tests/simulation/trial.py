@@ -15,7 +15,15 @@ from random import Random
 from typing import Any, Final
 
 import structlog
-from both_ends import LAB, ReceiverProcess, command, copy_state, inline_proof, prepare_state
+from both_ends import (
+    LAB,
+    ReceiverProcess,
+    command,
+    copy_state,
+    inline_proof,
+    prepare_state,
+    spoil_indexes,
+)
 from crash_disk import CrashDisk
 from fakes import PSK, SENDER_KEY
 from network import Faults, MemoryStream, link
@@ -36,7 +44,9 @@ from flatship_protocol.messages import (
     Message,
     OpenDisk,
     Provisioning,
+    SegmentKind,
     Stored,
+    Want,
     Zero,
 )
 from flatship_receiver import vmdk
@@ -64,6 +74,8 @@ class Record:
     commands: int = 0
     lives: int = 0  # of the receiver
     virtual_seconds: float = 0.0
+    patched: int = 0  # chunks of which the receiver was to keep a part
+    wanted: int = 0  # of them, those that it wanted whole
 
 
 class Trial:
@@ -81,6 +93,7 @@ class Trial:
         self._folder = folder
         self._loop = loop
         self._random = Random(schedule.seed ^ 0x5EED)
+        self._spoils = Random(schedule.seed ^ 0x1DE)  # its own: what it draws moves nothing else
         self._weather = Weather(schedule, self, self._random, loop)
         self._disk = CrashDisk(folder / "datastore-0", self._random, self._weather.disk_trouble)
         self._state = folder / "state-0"
@@ -227,6 +240,8 @@ class Trial:
         ended.cancel()
         if not task.done() or not node.alive:
             await node.unwind()
+            if self._spoils.random() < 0.3:
+                spoil_indexes(self._folder / "sender", self._spoils)
             return False
         node.die()
         await node.unwind()
@@ -289,6 +304,9 @@ class Trial:
         def say(message: Any, now: float) -> None:
             if isinstance(message, Chunk | Zero):
                 self._check(lambda: self._oracles[message.disk].say(message))
+            if isinstance(message, Chunk):
+                kinds = {segment.kind for segment in message.segments}
+                self.record.patched += SegmentKind.KEEP in kinds
             send(message, now)
 
         transfer.session.send = say  # type: ignore[method-assign]
@@ -300,6 +318,8 @@ class Trial:
             oracle = self._oracles[message.disk]
             oracle.look(self._disk.root / "web")
             self._check(lambda: oracle.hear(message))
+        elif isinstance(message, Want):
+            self.record.wanted += len(message.ranges)
         elif isinstance(message, DiskProven):
             self._oracles[message.disk].acknowledged.clear()
 

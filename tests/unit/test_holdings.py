@@ -10,7 +10,7 @@ from flatship_protocol.digest import Manifest, zero_digest
 from flatship_protocol.extents import ExtentSet
 from flatship_protocol.messages import Held
 from flatship_receiver.holdings import SAMPLE, Holdings
-from flatship_receiver.journal import AsyncJournal, ImageRecord, Journal
+from flatship_receiver.journal import AsyncJournal, ImageRecord, Journal, JournalError
 
 UUID = b"U" * 16
 SIZE = 3 * 1024 * CHUNK_SIZE + 512
@@ -84,6 +84,35 @@ def test_what_is_let_go_is_off_the_record_at_once(tmp_path):
             (5, 5, digests(5, 5)),
         ]
         assert list(holdings.ranges) == [(0, 3 * CHUNK_SIZE), (5 * CHUNK_SIZE, 5 * CHUNK_SIZE)]
+
+    with_holdings(tmp_path, [(0, 10, digests(0, 10))], body)
+
+
+def test_what_is_asked_for_meanwhile_goes_off_the_record_together_and_fails_together(tmp_path):
+    async def body(holdings, journal):
+        calls = []
+        real = journal.run
+
+        async def run(operation, *arguments):
+            calls.append(arguments)
+            await asyncio.sleep(0)
+            if len(calls) == 3:
+                raise JournalError("the disk is full")
+            return await real(operation, *arguments)
+
+        journal.run = run
+        chunks = [0, 3, 4, 7]
+        await asyncio.gather(*(holdings.let_go(n * CHUNK_SIZE, CHUNK_SIZE) for n in chunks))
+        assert [runs for _, runs in calls] == [[(0, 1)], [(3, 2), (7, 1)]]
+        outcomes = await asyncio.gather(
+            *(holdings.let_go(n * CHUNK_SIZE, CHUNK_SIZE) for n in (1, 2)), return_exceptions=True
+        )
+        assert isinstance(outcomes[0], JournalError)
+        assert outcomes[1] is None  # tried once more, with all that were waiting
+        assert calls[3][1] == [(1, 2)]
+        journal.run = real
+        kept = [(5, 2, digests(5, 2)), (8, 2, digests(8, 2))]
+        assert await journal.run(Journal.held_in, UUID, 0) == kept
 
     with_holdings(tmp_path, [(0, 10, digests(0, 10))], body)
 

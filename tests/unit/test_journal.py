@@ -231,7 +231,7 @@ def test_what_is_held_comes_back_in_runs_and_what_is_let_go_does_not(journal):
     journal.hold(UUID, [(3, 2, digests[:64]), (1022, 3, None), (10, 1, None)])
     assert held(journal) == [(3, 2, digests[:64]), (10, 1, None), (1022, 2, None), (1024, 1, None)]
     assert journal.segment(UUID, 0) is None
-    journal.let_go(UUID, 4, 1020)
+    journal.let_go(UUID, [(4, 1020)])
     assert held(journal) == [(3, 1, digests[:32]), (1024, 1, None)]
     journal.hold(UUID, [(0, 1024, digests)])
     assert journal.segment(UUID, 0) == digests
@@ -241,7 +241,7 @@ def test_held_chunks_survive_a_reopen_and_zeros_cost_nothing(tmp_path):
     journal = Journal.open(tmp_path)
     journal.begin_image(RECORD)
     journal.hold(UUID, [(0, 2048, None)])
-    journal.let_go(UUID, 7, 1)
+    journal.let_go(UUID, [(7, 1)])
     journal.close()
     journal = Journal.open(tmp_path)
     assert held(journal) == [(0, 7, None), (8, 1016, None), (1024, 1024, None)]

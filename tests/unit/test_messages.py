@@ -35,6 +35,7 @@ from flatship_protocol.messages import (
     Segment,
     SegmentKind,
     Stored,
+    Want,
     Zero,
     decode,
     encode,
@@ -186,6 +187,10 @@ ENCODINGS: dict[str, tuple[Message, bytes]] = {
         Stored(3, 2, ((0, 1 << 20), (5 << 20, 512))),
         about_disk(0x06, u16(2) + bytes(6) + u64(0) + u64(1 << 20) + u64(5 << 20) + u64(512)),
     ),
+    "WANT": (
+        Want(3, 2, ((1 << 20, 1 << 20),)),
+        about_disk(0x08, u16(1) + bytes(6) + u64(1 << 20) + u64(1 << 20)),
+    ),
     "ZERO": (Zero(3, 2, 1 << 20, 512, False), about_disk(0x07, u64(1 << 20) + u64(512))),
     "ZERO hole": (Zero(3, 2, 0, 1 << 40, True), about_disk(0x07, u64(0) + u64(1 << 40), flags=1)),
     "END_PASS": (EndPass(3, 2, 77, DIGEST), about_disk(0x09, u64(77) + DIGEST)),
@@ -326,7 +331,7 @@ def test_disk_and_pass_are_named_where_a_disk_is_meant_and_only_there(
         refuses(encoded[:4] + u32(1) + encoded[8:], "concerns no disk")
 
 
-@pytest.mark.parametrize("type_", [0x00, 0x08, 0x0F, 0x13, 0x15, 0xFF])
+@pytest.mark.parametrize("type_", [0x00, 0x0F, 0x13, 0x15, 0xFF])
 def test_unknown_type_is_refused(type_: int) -> None:
     refuses(plaintext(type_, b""), "no message has type")
 

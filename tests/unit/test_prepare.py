@@ -25,8 +25,9 @@ from flatship_receiver.datastores.base import ImageRequest
 from flatship_receiver.datastores.memory import MemoryDatastore, MemoryImage
 from flatship_receiver.store import store
 from flatship_receiver.vmdk import Layout
+from flatship_sender.layout import MIN_ZERO_RUN
 from flatship_sender.plan import ReadChunk
-from flatship_sender.prepare import MIN_ZERO_RUN, Address, Prepared, prepare
+from flatship_sender.prepare import Address, Prepared, prepare
 from flatship_sender.sources.memory import MemorySource
 
 MIB = CHUNK_SIZE
@@ -89,7 +90,7 @@ def test_what_is_prepared_is_stored_as_it_was_read_and_zeros_take_no_room(
         return
     target = image()
     target.write(0, memoryview(b"\xff" * MIB))
-    written = store(target, arrived(result))
+    written = store(target, arrived(result)).written
     found = memoryview(bytearray(MIB))
     target.read_into(found, 0)
     assert bytes(found[: len(data)]) == data

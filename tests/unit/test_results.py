@@ -72,6 +72,7 @@ def test_json_of_a_published_disk_has_every_promised_field() -> None:
             "skipped": {"hole": 30 * GIB, "zero": 10 * GIB},
             "held": 2 * GIB,
             "changed": 0,
+            "kept": 0,
             "sent": 60 * GIB,
             "resent": GIB,
             "payload": {"raw": 5 * GIB, "zstd": 15 * GIB},
@@ -119,6 +120,23 @@ def test_what_changed_since_an_interrupted_run_is_told_and_summed() -> None:
     lines = render_table(result).splitlines()
     assert [line for line in lines if "changed" in line] == [
         "web01: changed since the interrupted run: 3.0 MiB, sent again"
+    ]
+
+
+def test_pages_that_were_kept_of_changed_chunks_are_told_and_summed() -> None:
+    disk, same = published_disk(), published_disk()
+    before = from_progress(transfer(same)).disks[0]
+    disk.changed = 3 << 20
+    disk.kept = (3 << 20) - (12 << 10)
+    result = from_progress(transfer(disk, same))
+    assert (result.disks[0].bytes.kept, result.totals.bytes.kept) == (disk.kept, disk.kept)
+    assert result.disks[0].bytes.sent == before.bytes.sent
+    assert result.disks[0].ratio is not None
+    assert before.ratio is not None
+    assert result.disks[0].ratio <= before.ratio  # what was kept is no merit of compression
+    lines = render_table(result).splitlines()
+    assert [line for line in lines if "changed" in line] == [
+        "web01: changed since the earlier run: 12.0 KiB in pages of 3.0 MiB in chunks"
     ]
 
 

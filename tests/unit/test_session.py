@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -31,7 +32,10 @@ from flatship_protocol.messages import (
     OpenDisk,
     Proving,
     Provisioning,
+    Segment,
+    SegmentKind,
     Stored,
+    Want,
     Zero,
 )
 from flatship_protocol.session import (
@@ -82,6 +86,12 @@ def chunk(index: int = 0, digest: bytes = DIGEST, disk: int = DISK, length: int 
     return Chunk(disk, PASS, offset, length, Codec.RAW, length, digest, (), memoryview(b""))
 
 
+def patch(index: int = 0) -> Chunk:
+    """A chunk of which the receiver keeps all but a page."""
+    segments = (Segment(SegmentKind.LITERAL, 1), Segment(SegmentKind.KEEP, 255))
+    return replace(chunk(index), literal_length=4096, segments=segments)
+
+
 def zero(first: int = 0, length: int = MIB, disk: int = DISK) -> Zero:
     return Zero(disk, PASS, first * MIB, length, hole=False)
 
@@ -100,6 +110,7 @@ RECEIVER_SAYS: dict[type, ToSender] = {
     DiskOpened: DiskOpened(DISK, PASS, bytes(16), CAPACITY, 0),
     Held: Held(DISK, PASS, 0, 1, DIGEST, last=True),
     Stored: stored((0, MIB)),
+    Want: Want(DISK, PASS, ((0, MIB),)),
     Proving: Proving(DISK, PASS, 0, 0),
     DiskProven: DiskProven(DISK, PASS, 0, DIGEST, published=True),
     DiskFailed: DiskFailed(DISK, PASS, ErrorCode.DATASTORE_FULL, (0, 0)),
@@ -175,6 +186,8 @@ def test_the_sender_takes_what_its_table_allows_and_nothing_else(
     state: SenderState, kind: type
 ) -> None:
     session = sender(state=state)
+    session.disks[DISK].chunks[0] = (MIB, 1.0)
+    session.disks[DISK].keeping.add(0)
     if kind in SENDER_RECEIVES[state]:
         session.receive(EPOCH, RECEIVER_SAYS[kind])
         assert session.disks[DISK].state is SENDER_RECEIVES[state][kind]
@@ -686,3 +699,82 @@ def test_an_end_that_overtakes_what_replaces_held_chunks_waits_for_it() -> None:
         session.receive(EPOCH, chunk(index), unknown)
         session.stored(DISK, index * MIB)
         assert disk.complete == (index == 0)
+
+
+# WANT
+
+
+def test_a_chunk_that_is_wanted_whole_is_as_if_it_had_not_been_sent() -> None:
+    session = sender()
+    for message in (patch(0), patch(1), chunk(2)):
+        session.reserve(DISK, message.offset, message.length)
+        session.send(message, 1.0)
+    session.receive(EPOCH, Want(DISK, PASS, ((0, MIB),)))
+    assert session.outstanding == 2 * MIB
+    send_chunks(session, 0)
+    released = session.receive(EPOCH, stored((0, 3 * MIB)))
+    assert released is not None
+    assert sorted(released.offsets) == [0, MIB, 2 * MIB]
+    assert session.outstanding == 0
+
+
+@pytest.mark.parametrize(
+    "range_", [(0, MIB), (2 * MIB, MIB), (MIB, 2 * MIB), (MIB, 512), (MIB + 512, MIB), (0, 1 << 62)]
+)
+def test_only_what_was_sent_to_keep_can_be_wanted_whole(range_: tuple[int, int]) -> None:
+    session = sender()
+    for message in (chunk(0), patch(1)):
+        session.reserve(DISK, message.offset, message.length)
+        session.send(message, 1.0)
+    session.reserve(DISK, 2 * MIB, MIB)
+    with pytest.raises(UnexpectedMessage, match="WANT"):
+        session.receive(EPOCH, Want(DISK, PASS, (range_,)))
+    assert session.outstanding == 3 * MIB
+
+
+def test_nothing_is_wanted_twice() -> None:
+    session = sender()
+    session.reserve(DISK, 0, MIB)
+    session.send(patch(), 1.0)
+    with pytest.raises(UnexpectedMessage, match="WANT"):
+        session.receive(EPOCH, Want(DISK, PASS, ((0, MIB), (0, MIB))))
+
+
+@pytest.mark.parametrize("answer", ["stored", "wanted"])
+def test_a_pass_does_not_end_before_what_was_sent_to_keep_is_answered(answer: str) -> None:
+    session = sender()
+    session.reserve(DISK, 0, MIB)
+    session.send(patch(), 1.0)
+    with pytest.raises(ValueError, match="not answered"):
+        session.send(SENDER_SAYS[EndPass], 2.0)
+    assert session.disks[DISK].state is SenderState.STREAMING
+    answers = {"stored": stored((0, MIB)), "wanted": Want(DISK, PASS, ((0, MIB),))}
+    session.receive(EPOCH, answers[answer])
+    session.send(SENDER_SAYS[EndPass], 3.0)
+
+
+def test_a_chunk_wanted_whole_gives_its_credit_back_and_may_be_another_then() -> None:
+    session = receiver()
+    session.holds(DISK, 0, MIB)
+    assert session.receive(EPOCH, patch(), unknown) is Verdict.ACT
+    assert session.wanted(DISK, 0)
+    account = session.disks[DISK]
+    assert (session.outstanding, account.chunk_count, account.complete) == (0, 0, False)
+    assert (account.held.total, account.chunks.total) == (0, 0)
+    assert session.receive(EPOCH, chunk(digest=bytes(32)), unknown) is Verdict.ACT
+    assert (session.outstanding, account.chunk_count) == (MIB, 1)
+
+
+def test_zeros_may_come_in_the_place_of_a_chunk_that_was_wanted_whole() -> None:
+    session = receiver()
+    session.receive(EPOCH, patch(), unknown)
+    session.wanted(DISK, 0)
+    assert session.receive(EPOCH, zero(), unknown) is Verdict.ACT
+
+
+@pytest.mark.parametrize("end", [EndPass, Abandon])
+def test_nothing_is_wanted_once_the_pass_or_the_disk_is_over(end: type) -> None:
+    session = receiver()
+    session.receive(EPOCH, patch(), unknown)
+    session.receive(EPOCH, SENDER_SAYS[end], unknown)
+    assert not session.wanted(DISK, 0)

@@ -10,7 +10,7 @@ from flatship_protocol.constants import CHUNK_SIZE, PAGE_SIZE
 from flatship_protocol.digest import chunk_digest
 from flatship_protocol.errors import CodecError, DatastoreError, DigestMismatch, ErrorCode
 from flatship_protocol.messages import Chunk, Codec, Segment, SegmentKind
-from flatship_receiver.store import store
+from flatship_receiver.store import Effect, KeptDiffers, store
 
 MIB = CHUNK_SIZE
 OFFSET = 5 * MIB
@@ -25,6 +25,7 @@ class RecordingImage:
     def __init__(self, fail_at: int = 0) -> None:
         self.calls: list[tuple[str, int, bytes | int]] = []
         self._fail_at = fail_at
+        self.present: bytes | None = None  # what the chunk at OFFSET holds
 
     def write(self, offset: int, data: memoryview) -> None:
         if len(self.calls) + 1 == self._fail_at:
@@ -33,6 +34,11 @@ class RecordingImage:
 
     def zero(self, offset: int, length: int) -> None:
         self.calls.append(("zero", offset, length))
+
+    def read_latest(self, buffer: memoryview, offset: int) -> None:
+        if self.present is None:
+            raise DatastoreError("the medium cannot be read", ErrorCode.WRITE_FAILED)
+        buffer[:] = self.present[offset - OFFSET :][: len(buffer)]
 
 
 def chunk(data: bytes, payload: bytes, codec: Codec = Codec.RAW, *segments: Segment) -> Chunk:
@@ -136,3 +142,63 @@ def test_what_an_earlier_chunk_left_in_the_buffers_is_never_written() -> None:
 def test_a_failing_datastore_passes_through() -> None:
     with pytest.raises(DatastoreError):
         stored(chunk(NOISE, NOISE), RecordingImage(fail_at=1))
+
+
+# Chunks of which the image keeps a part
+
+
+def patch(tail: int = PAGE_SIZE) -> tuple[Chunk, bytes]:
+    """Keep, literal, keep, zero, keep of a page each; and what it makes of ``NOISE``."""
+    fresh = bytes(reversed(NOISE[:PAGE_SIZE]))
+    whole = bytearray(NOISE[: 4 * PAGE_SIZE + tail])
+    whole[PAGE_SIZE : 2 * PAGE_SIZE] = fresh
+    whole[3 * PAGE_SIZE : 4 * PAGE_SIZE] = bytes(PAGE_SIZE)
+    kinds = ("KEEP", "LITERAL", "KEEP", "ZERO", "KEEP")
+    segments = tuple(Segment(SegmentKind[kind], 1) for kind in kinds)
+    message = replace(chunk(bytes(whole), fresh), literal_length=PAGE_SIZE, segments=segments)
+    return message, bytes(whole)
+
+
+@pytest.mark.parametrize("tail", [PAGE_SIZE, 512])
+def test_only_literals_and_zeros_are_written_where_the_rest_is_kept(tail: int) -> None:
+    message, whole = patch(tail)
+    image = RecordingImage()
+    image.present = NOISE
+    assert store(image, message) == Effect(PAGE_SIZE, PAGE_SIZE, 2 * PAGE_SIZE + tail)  # type: ignore[arg-type]
+    assert image.calls == [
+        ("write", OFFSET + PAGE_SIZE, whole[PAGE_SIZE : 2 * PAGE_SIZE]),
+        ("zero", OFFSET + 3 * PAGE_SIZE, PAGE_SIZE),
+    ]
+
+
+@pytest.mark.parametrize("place", [0, 2 * PAGE_SIZE, 4 * PAGE_SIZE + 511])
+def test_a_kept_byte_that_differs_leaves_the_image_untouched(place: int) -> None:
+    message, _ = patch(512)
+    image = RecordingImage()
+    image.present = NOISE[:place] + bytes([NOISE[place] ^ 1]) + NOISE[place + 1 :]
+    with pytest.raises(KeptDiffers):
+        stored(message, image)
+    assert image.calls == []
+
+
+@pytest.mark.parametrize("place", [PAGE_SIZE, 3 * PAGE_SIZE + 7])
+def test_what_is_written_over_may_be_anything(place: int) -> None:
+    message, _ = patch()
+    image = RecordingImage()
+    image.present = NOISE[:place] + bytes([NOISE[place] ^ 1]) + NOISE[place + 1 :]
+    assert len(stored(message, image).calls) == 2
+
+
+def test_what_cannot_be_read_cannot_be_kept() -> None:
+    message, _ = patch()
+    image = RecordingImage()
+    with pytest.raises(KeptDiffers):
+        stored(message, image)
+    assert image.calls == []
+
+
+def test_a_chunk_without_a_kept_part_is_not_read_back() -> None:
+    literals = NOISE[:PAGE_SIZE]
+    segments = (Segment(SegmentKind.LITERAL, 1), Segment(SegmentKind.ZERO, 1))
+    message = chunk(literals + bytes(PAGE_SIZE), literals, Codec.RAW, *segments)
+    assert len(stored(message).calls) == 2  # the image could not be read

@@ -26,6 +26,7 @@ from flatship_protocol.messages.disk import (
     OpenDisk,
     Proving,
     Stored,
+    Want,
     Zero,
 )
 from flatship_protocol.messages.envelope import Message, decode, encode, frame_chunk
@@ -69,6 +70,7 @@ __all__ = [
     "Segment",
     "SegmentKind",
     "Stored",
+    "Want",
     "Zero",
     "decode",
     "encode",

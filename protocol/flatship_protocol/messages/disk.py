@@ -31,7 +31,7 @@ MAX_HARDWARE_VERSION: Final = 22
 _OPEN_DISK: Final = Struct(">QQ32sBBBB4x")
 _DISK_OPENED: Final = Struct(">16sQQ")  # image uuid, capacity, free
 _HELD: Final = Struct(">QQ")  # first chunk, how many
-_STORED: Final = Struct(">H6x")  # count
+_RANGES: Final = Struct(">H6x")  # count
 _RANGE: Final = Struct(">QQ")  # offset, length
 _ZERO: Final = Struct(">QQ")  # offset, length
 _END_PASS: Final = Struct(">Q32s")  # chunks, root digest
@@ -203,29 +203,41 @@ class Held(DiskMessage):
 
 
 @dataclass(frozen=True, slots=True)
-class Stored(DiskMessage):
-    """STORED: these 1 to 1024 ranges, ``(offset, length)`` in bytes, are on stable storage."""
-
-    TYPE: ClassVar = MessageType.STORED
+class _Ranges(DiskMessage):
+    """1 to 1024 ranges of the disk, ``(offset, length)`` in bytes."""
 
     ranges: tuple[tuple[int, int], ...]
 
     def _body(self) -> bytes:
-        count = _STORED.pack(len(self.ranges))
+        count = _RANGES.pack(len(self.ranges))
         return count + b"".join(_RANGE.pack(offset, length) for offset, length in self.ranges)
 
     @classmethod
     def _parse(cls, disk: int, pass_number: int, flags: int, body: memoryview) -> Self:
-        (count,) = unpack_front(cls.TYPE, _STORED, body)
+        (count,) = unpack_front(cls.TYPE, _RANGES, body)
         if not 1 <= count <= MAX_RANGES:
             malformed(cls.TYPE, f"{count} ranges; expected 1 to {MAX_RANGES}")
-        table = body[_STORED.size :]
+        table = body[_RANGES.size :]
         if len(table) != count * _RANGE.size:
             malformed(cls.TYPE, f"{len(table)} bytes of ranges; expected {count * _RANGE.size}")
         ranges: tuple[tuple[int, int], ...] = tuple(_RANGE.iter_unpack(table))
         if not all(length for _, length in ranges):
             malformed(cls.TYPE, "a range is empty")
         return cls(disk, pass_number, ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(_Ranges):
+    """STORED: these 1 to 1024 ranges, ``(offset, length)`` in bytes, are on stable storage."""
+
+    TYPE: ClassVar = MessageType.STORED
+
+
+@dataclass(frozen=True, slots=True)
+class Want(_Ranges):
+    """WANT: chunks in these ranges came with KEEP and did not come out right; send them whole."""
+
+    TYPE: ClassVar = MessageType.WANT
 
 
 @dataclass(frozen=True, slots=True)

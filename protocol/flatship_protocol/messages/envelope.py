@@ -18,6 +18,7 @@ from flatship_protocol.messages.disk import (
     OpenDisk,
     Proving,
     Stored,
+    Want,
     Zero,
 )
 
@@ -27,6 +28,7 @@ AboutDisk: TypeAlias = (
     | Held
     | Chunk
     | Stored
+    | Want
     | Zero
     | EndPass
     | Proving

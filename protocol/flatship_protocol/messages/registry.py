@@ -13,6 +13,7 @@ class MessageType(IntEnum):
     CHUNK = 0x05
     STORED = 0x06
     ZERO = 0x07
+    WANT = 0x08
     END_PASS = 0x09
     PROVING = 0x0A
     ABANDON = 0x0B
@@ -34,7 +35,7 @@ class Capability(IntFlag):
     """
 
     NONE = 0
-    DELTA = 1  # chunks with KEEP segments
+    DELTA = 1  # chunks with KEEP segments, WANT in answer to them
     KNOWN = 2  # chunks with COPY segments
     RESUME = 4  # HELD after DISK_OPENED; incomplete disks are kept
 

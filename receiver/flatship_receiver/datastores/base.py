@@ -101,6 +101,21 @@ class Image(Protocol):
         """
         ...
 
+    def read_latest(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` with what was written last at ``offset``, flushed or not.
+
+        Says nothing of the medium: it comes from the page cache where that has it.
+
+        Args:
+            buffer: Writable, contiguous. Its length is the read length: any.
+            offset: Bytes from the start of the disk: any.
+
+        Raises:
+            DatastoreError: The device failed; ``buffer`` is undefined.
+            ValueError: Past the end; nothing was read.
+        """
+        ...
+
     def extents(self) -> Iterator[Extent]:
         """Runs of data and holes that cover the whole image, in order."""
         ...

@@ -159,6 +159,10 @@ class FlatExtent:
                 raise ValueError(f"read at {offset}: buffer is not page-aligned") from error
             raise
 
+    def read_latest(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` with what was written last, through the page cache."""
+        _read_all(self.fd, buffer, offset)
+
     def run_at(self, offset: int) -> Extent:
         """The run of data or hole that starts at ``offset``, a multiple of the page size.
 

@@ -127,6 +127,13 @@ class LocalImage:
                 with self._reporting("read", extent):
                     extent.read_into(buffer[start : start + size], position)
 
+    def read_latest(self, buffer: memoryview, offset: int) -> None:
+        """See ``Image.read_latest``."""
+        with self._using():
+            for extent, position, start, size in self._pieces(offset, len(buffer)):
+                with self._reporting("read", extent):
+                    extent.read_latest(buffer[start : start + size], position)
+
     def extents(self) -> Iterator[Extent]:
         """See ``Image.extents``."""
         for file, extent in zip(self._files, self._extents, strict=True):

@@ -139,6 +139,11 @@ class MemoryImage:
         self._check_range(offset, len(buffer))
         if offset % PAGE_SIZE or len(buffer) % PAGE_SIZE:
             raise ValueError(f"read of {len(buffer)} bytes at {offset} is not page-aligned")
+        self.read_latest(buffer, offset)
+
+    def read_latest(self, buffer: memoryview, offset: int) -> None:
+        """See ``Image.read_latest``; here nothing stands between."""
+        self._check_range(offset, len(buffer))
         with self._lock:
             buffer[:] = self._disk.read(offset, len(buffer))
 

@@ -33,6 +33,10 @@ class NullImage:
         """Fill ``buffer`` with zeros."""
         buffer[:] = bytes(len(buffer))
 
+    def read_latest(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` with zeros."""
+        buffer[:] = bytes(len(buffer))
+
     def extents(self) -> Iterator[Extent]:
         """One hole."""
         yield Extent(0, self._capacity, ExtentKind.HOLE)
