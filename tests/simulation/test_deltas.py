@@ -161,7 +161,7 @@ def altered(store: FaultyDatastore, offset: int) -> None:
 def test_a_target_that_was_altered_gets_its_chunk_whole(
     tmp_path: Path, live: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flatship_receiver.pipeline.are_on_medium", lambda *_: True)
+    monkeypatch.setattr("flatship_receiver.target.are_on_medium", lambda *_: True)
     store = FaultyDatastore(1 << 30)
     changed = bytearray(data())
     for chunk in (5, 6, 9):
@@ -230,7 +230,7 @@ def test_a_chunk_that_is_another_when_it_is_wanted_whole_is_the_one_that_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A live source goes on changing between the patch that was refused and the whole chunk."""
-    monkeypatch.setattr("flatship_receiver.pipeline.are_on_medium", lambda *_: True)
+    monkeypatch.setattr("flatship_receiver.target.are_on_medium", lambda *_: True)
     store = FaultyDatastore(1 << 30)
     original = data()
     changed = bytearray(original)
@@ -328,7 +328,7 @@ def test_patches_that_are_cut_short_again_and_again_leave_no_half_chunk(
     random = Random(seed)
     store = FaultyDatastore(1 << 30)
     store.volatile = power == "fails"
-    monkeypatch.setattr("flatship_receiver.pipeline.are_on_medium", lambda *_: True)
+    monkeypatch.setattr("flatship_receiver.target.are_on_medium", lambda *_: True)
     disk = data(seed)
 
     async def first() -> None:
