@@ -63,7 +63,7 @@ def interrupt(disk: Disk, scratch: Path, target: Path) -> Interruption:
         with _sending(send) as process:
             _wait(lambda: part.exists() and part.stat().st_blocks * 512 >= disk.data // 2, process)
             os.kill(first.pid, signal.SIGKILL)
-            (known,) = json.loads(run((RECEIVER, "list", *at_receiver, "--json")).output)
+            known = json.loads(run((RECEIVER, "list", *at_receiver, "--json")).output)
             written = part.stat().st_mtime_ns
             with serving(serve, state / "second.log", lambda said: address in said):
                 listening = time.perf_counter()
