@@ -1,10 +1,10 @@
 """What the sender remembers of the pages of one disk at one receiver, for its next pass.
 
 A file of slots, one a chunk: fingerprints of its pages, sealed under a key of this file's
-own and bound to the chunk's number and digest. A slot opens only under the digest that
-the receiver states for what it holds: same digest, same bytes, so that nothing needs
-to be kept in step and nothing can lie. A slot that is empty, torn, damaged, or another
-file's does not open, and then nothing is known of its chunk.
+own and bound to the chunk's digest. A slot opens only under the digest that the receiver
+states for what it holds: same digest, same bytes, so that nothing needs to be kept in
+step and nothing can lie. A slot that is empty, torn, damaged, or another file's does not
+open, and then nothing is known of its chunk.
 
 Whatever goes wrong here costs bytes on the wire, and never the transfer.
 """
@@ -109,7 +109,7 @@ class PageIndex:
             return None
         nonce, sealed = slot[:_NONCE_SIZE], slot[_NONCE_SIZE:]
         try:
-            return AESGCM(self._seal_key).decrypt(nonce, sealed, _bound_to(chunk, digest))
+            return AESGCM(self._seal_key).decrypt(nonce, sealed, digest)
         except (InvalidTag, ValueError):  # ValueError: it ends before its tag
             return None
 
@@ -146,7 +146,7 @@ class PageIndex:
             except IndexError:
                 return  # another thread was faster
             nonce = secrets.token_bytes(_NONCE_SIZE)
-            sealed = AESGCM(self._seal_key).encrypt(nonce, pages, _bound_to(chunk, digest))
+            sealed = AESGCM(self._seal_key).encrypt(nonce, pages, digest)
             self._write(_place(chunk), nonce + sealed)
 
     def _write(self, place: int, slot: bytes) -> None:
@@ -162,11 +162,6 @@ class PageIndex:
 
 def _place(chunk: int) -> int:
     return _HEADER.size + chunk * SLOT_SIZE
-
-
-def _bound_to(chunk: int, digest: bytes) -> bytes:
-    """What a slot is sealed with: it opens for this chunk with this content, and no other."""
-    return chunk.to_bytes(8) + digest
 
 
 def _derived(context: str, material: bytes) -> bytes:

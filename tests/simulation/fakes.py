@@ -350,7 +350,12 @@ async def world(
         facilities = Facilities(journal, threads, threads, pool, metrics, senders, prove=True)
         receiving = Receiving(datastore, Sessions({"ssd": store}, facilities))
         made = World(receiving, threads, pool, journal, to_receiver, to_sender)
-        yield made
+        try:
+            yield made
+        except BaseException:
+            for stream in made.streams:  # so that what failed ends, and does not hang
+                stream.close()
+            raise
         await receiving.wait()
         assert pool.in_use == 0
         assert reservations.total == 0
