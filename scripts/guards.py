@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("protocol", "sender", "receiver", "service")
 TIMEOUT = 150.0  # seconds; without a guard a test may also wait in vain
+LONG = 600.0  # seconds for tests that take minutes where no guard is missing
 
 RESUME = "tests/simulation/test_resume.py"
 DELTAS = "tests/simulation/test_deltas.py"
@@ -36,6 +37,7 @@ class Guard:
     code: str
     without: str
     tests: tuple[str, ...]
+    timeout: float = TIMEOUT
 
 
 RECEIVER = "receiver/flatship_receiver"
@@ -61,8 +63,9 @@ GUARDS = (
     Guard(
         "what is written again is off the record first",
         f"{RECEIVER}/holdings.py",
-        "        await self._journal.run(Journal.let_go, self._uuid, first, count)\n",
-        "        del first, count\n",
+        "                await self._journal.run("
+        "Journal.let_go, self._uuid, list(_in_chunks(leaving)))\n",
+        "",
         ("tests/unit/test_holdings.py",),
     ),
     Guard(
@@ -188,10 +191,10 @@ GUARDS = (
     Guard(
         "what is patched is off the record first",
         f"{RECEIVER}/pipeline.py",
-        "            await self._held.let_go(chunk.offset, chunk.length)\n"
+        "            await self._target.held.let_go(chunk.offset, chunk.length)\n"
         "            effect = await self._shared.workers.run(store, self._image, chunk)\n",
         "            effect = await self._shared.workers.run(store, self._image, chunk)\n"
-        "            await self._held.let_go(chunk.offset, chunk.length)\n",
+        "            await self._target.held.let_go(chunk.offset, chunk.length)\n",
         (DELTAS,),
     ),
     Guard(
@@ -272,6 +275,7 @@ GUARDS = (
         "        self._root.sync()  # of an old one too",
         "        if is_new:\n            self._root.sync()  # of an old one too",
         (SCHEDULES,),
+        LONG,
     ),
     Guard(
         "the lock file changes in one write",
@@ -279,6 +283,7 @@ GUARDS = (
         '        padded = text.ljust(_LOCK_FILE_SIZE, b"\\n")\n',
         "        padded = text\n        os.ftruncate(self._lock_fd, 0)\n",
         (SCHEDULES,),
+        LONG,
     ),
     Guard(
         "an incarnation that is over is not let in again",
@@ -286,6 +291,7 @@ GUARDS = (
         "        if claim is not EpochClaim.NEW:\n",
         "        if False:\n",
         (SCHEDULES,),
+        LONG,
     ),
     Guard(
         "a publication that was begun is gone on with",
@@ -293,6 +299,7 @@ GUARDS = (
         "        incomplete = (ImageState.RECEIVING, ImageState.PUBLISHING)\n",
         "        incomplete = (ImageState.RECEIVING,)\n",
         (SCHEDULES,),
+        LONG,
     ),
     Guard(
         "a failed publication is finished at the next opening",
@@ -307,6 +314,7 @@ GUARDS = (
         "    recovery = await workers.run(datastore.recover)\n",
         "    return\n",
         (SCHEDULES,),
+        LONG,
     ),
 )
 
@@ -318,7 +326,7 @@ ORDER = (
     "an image's folder is synced",
 )
 GUARDS_OF_ORDER = tuple(
-    replace(guard, name=f"{guard.name}, when the power fails", tests=(POWER_CUTS,))
+    replace(guard, name=f"{guard.name}, when the power fails", tests=(POWER_CUTS,), timeout=LONG)
     for guard in GUARDS
     if guard.name in ORDER
 )
@@ -361,18 +369,18 @@ def _without(guard: Guard, tree: Path) -> str | None:
         raise SystemExit(f"guards: {guard.file} has {guard.code!r} {whole.count(guard.code)} times")
     path.write_text(whole.replace(guard.code, guard.without))
     try:
-        return _first_failure(guard.tests, tree)
+        return _first_failure(guard, tree)
     finally:
         path.write_text(whole)
 
 
-def _first_failure(tests: tuple[str, ...], tree: Path) -> str | None:
+def _first_failure(guard: Guard, tree: Path) -> str | None:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(tree / package) for package in PACKAGES),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *guard.tests]
     try:
         finished = subprocess.run(
             command,
@@ -380,11 +388,11 @@ def _first_failure(tests: tuple[str, ...], tree: Path) -> str | None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT,
+            timeout=guard.timeout,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"hangs for more than {TIMEOUT:.0f} s"
+        return f"hangs for more than {guard.timeout:.0f} s"
     failed = [line for line in finished.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return f"`{failed[0].split()[1].rpartition('::')[2]}`" if failed else None
 
