@@ -119,7 +119,7 @@ GUARDS = (
     ),
     Guard(
         "the sender compares the root that was proven",
-        f"{SENDER}/pipeline.py",
+        f"{SENDER}/disk_transfer.py",
         "        if proven.root_digest != root:\n            raise RootDiffers\n",
         "",
         (TRANSFERS,),
@@ -215,14 +215,14 @@ GUARDS = (
     ),
     Guard(
         "a pass does not end while the receiver may want a chunk whole",
-        f"{SENDER}/pipeline.py",
+        f"{SENDER}/disk_transfer.py",
         "        while self._patches and not self._wanted and self._failure is None:\n",
         "        while False:\n",
         (DELTAS,),
     ),
     Guard(
         "what the receiver holds is void once it wants a chunk whole",
-        f"{SENDER}/pipeline.py",
+        f"{SENDER}/disk_transfer.py",
         "        if work.offset in self._whole:\n            return Earlier(None,",
         "        if False:\n            return Earlier(None,",
         (DELTAS,),

@@ -21,9 +21,11 @@ from flatship_sender.client import Client, Credentials, Lifetime, SessionName, c
 from flatship_sender.compression import CompressionController, Policy
 from flatship_sender.display import Display, following
 from flatship_sender.incarnations import Incarnations
+from flatship_sender.job import FIRST_PASS, Job
+from flatship_sender.observer import Unobserved
 from flatship_sender.page_indexes import DEFAULT_LIMIT, PageIndexes
 from flatship_sender.persistence import DEFAULT_PATIENCE
-from flatship_sender.pipeline import FIRST_PASS, Job, Transfer, Unobserved
+from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import DiskProgress, TransferProgress
 from flatship_sender.receivers import Receiver, Receivers
 from flatship_sender.sources.base import BlockSource

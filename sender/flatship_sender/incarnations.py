@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 from flatship_protocol.errors import TransferError
 from flatship_sender.claims import Claim
 from flatship_sender.client import Client, SessionName
+from flatship_sender.job import Job
 from flatship_sender.persistence import (
     PatienceEnded,
     Persistence,
@@ -16,7 +17,7 @@ from flatship_sender.persistence import (
     lost_with,
     worth_another_try,
 )
-from flatship_sender.pipeline import Job, Transfer
+from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import TransferProgress, Waiting
 
 _CHANCE: Final = SystemRandom().random

@@ -36,10 +36,12 @@ from flatship_sender.claims import claim
 from flatship_sender.client import Client, Credentials, SessionName
 from flatship_sender.compression import CompressionController
 from flatship_sender.incarnations import Incarnations
+from flatship_sender.job import Job
+from flatship_sender.observer import Unobserved
 from flatship_sender.page_index import PageIndex
 from flatship_sender.page_indexes import FOLDER as INDEX_FOLDER
 from flatship_sender.page_indexes import PageIndexes
-from flatship_sender.pipeline import Job, Transfer, Unobserved
+from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import TransferProgress
 from flatship_sender.receivers import Receiver
 

@@ -45,8 +45,10 @@ from flatship_receiver.reservations import Reservations
 from flatship_receiver.sessions import Caller, Refused, Sessions, say_and_close
 from flatship_sender.client import Client, Credentials, SessionName, connect
 from flatship_sender.compression import CompressionController, Policy
+from flatship_sender.job import FIRST_PASS, Job
+from flatship_sender.observer import Unobserved
 from flatship_sender.page_index import PageIndex
-from flatship_sender.pipeline import FIRST_PASS, Job, Transfer, Unobserved
+from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import DiskProgress, TransferProgress
 from flatship_sender.receivers import Receiver
 from flatship_sender.sources.base import BlockSource

@@ -53,7 +53,8 @@ from flatship_receiver import vmdk
 from flatship_sender import pipeline
 from flatship_sender.claims import AlreadySending
 from flatship_sender.client import Credentials, SessionName, connect
-from flatship_sender.pipeline import FIRST_PASS, Job, Transfer
+from flatship_sender.job import FIRST_PASS, Job
+from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import DiskProgress, TransferState
 from flatship_sender.receivers import Receiver
 from flatship_sender.refusals import RefusedByReceiver

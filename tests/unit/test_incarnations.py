@@ -18,8 +18,8 @@ from flatship_protocol.messages import Adapter, DiskFormat, OpenDisk, Provisioni
 from flatship_sender.claims import claim
 from flatship_sender.client import SessionName
 from flatship_sender.incarnations import Incarnations
+from flatship_sender.job import Cancelled, Job
 from flatship_sender.persistence import PatienceEnded
-from flatship_sender.pipeline import Cancelled, Job
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState
 from flatship_sender.refusals import RefusedByReceiver
 
