@@ -35,7 +35,7 @@ class HeldChunks:
         elif message.count:
             self._others.add(message.first, message.count)
             at = message.first * DIGEST_SIZE
-            if self._digests is None:
+            if self._digests is None:  # not in a with block: it lives until ``close``
                 self._digests = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
             if at + len(message.digests) > _IN_MEMORY:
                 # Not left to the write: in memory that would fill all before it with zeros first.

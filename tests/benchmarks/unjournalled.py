@@ -21,5 +21,6 @@ def hold_nothing(
 
 
 if __name__ == "__main__":
+    # For this process only; a switch in the receiver itself would be one too many.
     Journal.hold = hold_nothing  # type: ignore[method-assign]
     main()

@@ -103,7 +103,7 @@ class Play:
             and not self._receiver.is_running
         ):
             self._receiver.begin()
-            time.sleep(moment.seconds)
+            time.sleep(moment.seconds)  # the moment to kill that the seed has drawn
             self._receiver.process.signal(signal.SIGKILL)
             return True
         self._serve()

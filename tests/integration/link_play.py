@@ -38,7 +38,7 @@ def _close_half(unit: bytes, random: Random) -> Iterator[bytes]:
 
 
 def _delay(unit: bytes, random: Random) -> Iterator[bytes]:
-    time.sleep(random.random())
+    time.sleep(random.random())  # the fault itself: bytes that come late
     yield unit
 
 

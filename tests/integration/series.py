@@ -107,7 +107,7 @@ def run_series(
 def _play_one(play: Play, on: Stage, seed: int, account: Account, turn: threading.Lock) -> bool:
     try:
         faults, failure = play(on, seed), None
-    except Exception:
+    except Exception:  # whatever it was, it is this seed's failure, and the others go on
         faults, failure = 0, traceback.format_exc()
     with turn:
         account.schedules += 1

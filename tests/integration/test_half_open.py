@@ -121,6 +121,7 @@ def test_whoever_is_gone_is_missed_within_half_a_minute_and_who_only_hangs_is_no
             time.sleep(0.1)
         print(took)
         assert not waited_for, f"after {FOUND:.0f} s: {', '.join(waited_for)}"
+        # Longer than silence is borne: what merely hangs must still be connected then.
         time.sleep(max(0.0, since + IDLE_TIMEOUT + 5 - time.monotonic()))
         assert not hanging.ended, hanging.stderr
         assert "no progress" in hanging.stderr
