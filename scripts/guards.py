@@ -280,8 +280,8 @@ GUARDS = (
     Guard(
         "the lock file changes in one write",
         f"{RECEIVER}/datastores/local_image.py",
-        '        padded = text.ljust(_LOCK_FILE_SIZE, b"\\n")\n',
-        "        padded = text\n        os.ftruncate(self._lock_fd, 0)\n",
+        '            padded = text.ljust(_LOCK_FILE_SIZE - len(tail), b"\\n") + tail\n',
+        "            os.ftruncate(self._lock_fd, 0)\n",
         (SCHEDULES,),
         LONG,
     ),

@@ -22,7 +22,7 @@ from flatship_protocol.constants import PAGE_SIZE
 from flatship_protocol.errors import DatastoreError, ErrorCode
 from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
 from flatship_receiver import vmdk
-from flatship_receiver.datastores import flat, publication, residency
+from flatship_receiver.datastores import flat, local_image, publication, residency
 from flatship_receiver.datastores.base import ImageRequest
 from flatship_receiver.datastores.folder import Folder
 from flatship_receiver.datastores.local import LocalDatastore
@@ -978,7 +978,8 @@ def test_publication_is_the_promised_list_of_steps(
     image.close()
     assert recorder.steps == [
         "fsync web01-flat.vmdk.flatship-part",
-        "fsync web01.vmdk.flatship-part",
+        "fsync web01.vmdk.flatship-part",  # whole, and the image's name behind it
+        "fsync web01.vmdk.flatship-part",  # of its own length
         "rename web01.vmdk.flatship-part web01.vmdk.flatship-replacing",
         "sync",
         "rename web01.vmdk web01.vmdk.flatship-old",
@@ -1282,3 +1283,22 @@ def test_a_folder_is_synced_by_its_own_descriptor(
     folder.sync()
     assert synced == [str(tmp_path)]
     folder.close()
+
+
+@pytest.mark.parametrize("length", [300, 700, 2000])
+def test_the_lock_file_names_its_image_whichever_of_its_sectors_are_new(
+    datastore: LocalDatastore, length: int
+) -> None:
+    image = datastore.create(REQUEST)
+    before = os.pread(image._lock_fd, 8192, 0)
+    image._write_lock_file(b"# Disk DescriptorFile\n".ljust(length, b"#"))
+    after = os.pread(image._lock_fd, 8192, 0)
+    assert len(after) == len(before)
+    sectors = range(0, len(before), 512)
+    for new in range(1 << 5):
+        torn = b"".join(
+            (after if new >> min(at // 512, 4) & 1 else before)[at : at + 512] for at in sectors
+        )
+        os.pwrite(image._lock_fd, torn, 0)
+        assert local_image._image_named_in(image._lock_fd) == REQUEST.uuid
+    image.abort()

@@ -19,6 +19,7 @@ from flatship_receiver.descriptor_text import MAX_DESCRIPTOR_SIZE, DescriptorErr
 
 _NAME_OF_IMAGE: Final = b"flatship image "  # before the uuid, in a disk's lock file
 _LOCK_FILE_SIZE: Final = 4096  # bytes of one that names an image
+_SECTOR: Final = 512  # bytes that reach a medium together
 
 
 class LocalImage:
@@ -51,6 +52,7 @@ class LocalImage:
         self._flushing = threading.Lock()
         self._failure: str | None = None
         self._lock_fd = lock_fd
+        self._name_of_image = _NAME_OF_IMAGE + request.uuid.hex().encode() + b"\n"
 
     @classmethod
     def create(
@@ -65,7 +67,7 @@ class LocalImage:
         image = cls(folder, lock_fd, request, on_abort)
         try:
             image._make_extents()
-            image._write_lock_file(_NAME_OF_IMAGE + request.uuid.hex().encode() + b"\n")
+            image._write_lock_file(image._name_of_image)
         except BaseException:
             image.abort()
             raise
@@ -158,7 +160,9 @@ class LocalImage:
                 publication.require_room_for(
                     self._folder, self._request.disk, replace=self._request.replace
                 )
-                self._write_lock_file(descriptor, len(descriptor))
+                self._write_lock_file(descriptor)
+                os.ftruncate(self._lock_fd, len(descriptor))
+                os.fsync(self._lock_fd)
                 publication.publish(self._folder, self._request.disk, replace=self._request.replace)
             except OSError as error:
                 raise datastore_error(
@@ -206,17 +210,19 @@ class LocalImage:
             self._extents.append(extent)
         return True
 
-    def _write_lock_file(self, text: bytes, size: int = _LOCK_FILE_SIZE) -> None:
-        """Put ``text`` in the place of what the lock file holds, then give the file its size.
+    def _write_lock_file(self, text: bytes) -> None:
+        """Put ``text`` in the lock file, which names the image all the while.
 
-        In one write of the length that the file has: a crash in the middle must leave
-        something to know the image's files by.
+        A crash may leave some sectors of it new and others old. So it keeps its length,
+        and its last sector the image's name, unless a descriptor is so long.
         """
-        padded = text.ljust(_LOCK_FILE_SIZE, b"\n")
+        tail = b"\n" + self._name_of_image
+        padded = text
+        if len(text) + _SECTOR <= _LOCK_FILE_SIZE:
+            padded = text.ljust(_LOCK_FILE_SIZE - len(tail), b"\n") + tail
         written = 0
         while written < len(padded):
             written += os.pwrite(self._lock_fd, padded[written:], written)
-        os.ftruncate(self._lock_fd, size)
         os.fsync(self._lock_fd)
 
     def _sync(self, how: Callable[[FlatExtent], None]) -> None:
@@ -321,8 +327,9 @@ def _image_named_in(lock_fd: int) -> bytes | None:
     """The uuid of the image that a lock file belongs to: on a line, or in its descriptor."""
     text = os.pread(lock_fd, MAX_DESCRIPTOR_SIZE, 0)
     try:
-        if text.startswith(_NAME_OF_IMAGE):
-            uuid = bytes.fromhex(text.removeprefix(_NAME_OF_IMAGE).decode("ascii").rstrip())
+        _, named, tail = text.rpartition(_NAME_OF_IMAGE)
+        if named:
+            uuid = bytes.fromhex(tail.decode("ascii").rstrip())
             return uuid if len(uuid) == vmdk.UUID_SIZE else None
         return vmdk.uuid_of(vmdk.parse(text))
     except (ValueError, DescriptorError):
