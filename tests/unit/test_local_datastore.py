@@ -1302,3 +1302,16 @@ def test_the_lock_file_names_its_image_whichever_of_its_sectors_are_new(
         os.pwrite(image._lock_fd, torn, 0)
         assert local_image._image_named_in(image._lock_fd) == REQUEST.uuid
     image.abort()
+
+
+def test_the_lock_file_names_its_image_while_it_is_made_as_short_as_the_descriptor(
+    datastore: LocalDatastore,
+) -> None:
+    """A power loss may find zeros behind the descriptor, and the length that the file had."""
+    image = datastore.create(REQUEST)
+    length = len(os.pread(image._lock_fd, 8192, 0))
+    descriptor = descriptor_for(REQUEST)
+    os.pwrite(image._lock_fd, descriptor.ljust(length, b"\0"), 0)
+    named = local_image._image_named_in(image._lock_fd)
+    assert named == vmdk.uuid_of(vmdk.parse(descriptor))
+    image.abort()

@@ -325,7 +325,8 @@ class LocalImage:
 
 def _image_named_in(lock_fd: int) -> bytes | None:
     """The uuid of the image that a lock file belongs to: on a line, or in its descriptor."""
-    text = os.pread(lock_fd, MAX_DESCRIPTOR_SIZE, 0)
+    # A file that is made shorter has zeros behind its new end before it has its new length.
+    text = os.pread(lock_fd, MAX_DESCRIPTOR_SIZE, 0).rstrip(b"\0")
     try:
         _, named, tail = text.rpartition(_NAME_OF_IMAGE)
         if named:
