@@ -216,14 +216,14 @@ GUARDS = (
     Guard(
         "a pass does not end while the receiver may want a chunk whole",
         f"{SENDER}/disk_transfer.py",
-        "        while self._patches and not self._wanted and self._failure is None:\n",
+        "        while unanswered.uncertain and not unanswered.wanted and self._failure is None:\n",
         "        while False:\n",
         (DELTAS,),
     ),
     Guard(
         "what the receiver holds is void once it wants a chunk whole",
         f"{SENDER}/disk_transfer.py",
-        "        if work.offset in self._whole:\n            return Earlier(None,",
+        "        if self._unanswered.must_be_whole(work.offset):\n            return Earlier(None,",
         "        if False:\n            return Earlier(None,",
         (DELTAS,),
     ),

@@ -23,7 +23,6 @@ from flatship_protocol.errors import (
 from flatship_protocol.extents import ExtentSet
 from flatship_protocol.messages import (
     Abandon,
-    Chunk,
     DiskFailed,
     DiskOpened,
     DiskProven,
@@ -40,13 +39,14 @@ from flatship_sender.held import HeldChunks
 from flatship_sender.job import FIRST_PASS, Cancelled, Defect, Job, RootDiffers
 from flatship_sender.observer import Observer
 from flatship_sender.plan import ReadChunk, SkipHole, plan
-from flatship_sender.prepare import Address, Earlier, Prepared, prepare
+from flatship_sender.prepare import Address, Earlier, Laid, Prepared, prepare
 from flatship_sender.progress import (
     FINAL_STATES,
     TransferState,
 )
 from flatship_sender.refusals import RefusedByReceiver
 from flatship_sender.stalls import allowance
+from flatship_sender.unanswered import Unanswered
 from flatship_service.workers import Workers
 
 PUMPS: Final = 8  # chunks of one disk under way at once
@@ -111,10 +111,7 @@ class DiskTransfer:
         self._zeros = ExtentSet()
         self._chunks = 0
         self._index = job.index
-        self._pages: dict[int, tuple[bytes, bytes]] = {}  # offset: digest, fingerprints; unanswered
-        self._patches: dict[int, tuple[bytes, int]] = {}  # offset: digest, bytes kept; unanswered
-        self._wanted: deque[ReadChunk] = deque()
-        self._whole: set[int] = set()  # offsets of chunks of which the receiver can keep nothing
+        self._unanswered = Unanswered(job.source.size, self._manifest, job.index)
         self._answered = asyncio.Event()
 
     @property
@@ -183,21 +180,12 @@ class DiskTransfer:
 
     def acknowledged(self, offsets: Sequence[int]) -> None:
         """Chunks are on the receiver's stable storage, as they were sent."""
-        for offset in offsets:
-            number = offset // CHUNK_SIZE
-            if offset in self._patches:
-                self._manifest.set_chunk(number, self._patches.pop(offset)[0])
-            if offset in self._pages and self._index is not None:
-                self._index.note(number, *self._pages.pop(offset))
+        self._unanswered.stored(offsets)
         self._answered.set()
 
     def _take_back(self, offset: int, length: int) -> None:
         """The receiver could not keep what it was to keep of some chunks: they go whole."""
-        for start in [each for each in self._patches if offset <= each < offset + length]:
-            _, kept = self._patches.pop(start)
-            self._pages.pop(start, None)
-            self._whole.add(start)
-            self._wanted.append(ReadChunk(start, min(CHUNK_SIZE, self._job.source.size - start)))
+        for kept in self._unanswered.take_back(offset, length):
             self._chunks -= 1
             self.progress.kept -= kept
             self.progress.wanted += 1
@@ -249,11 +237,12 @@ class DiskTransfer:
 
         Until then the pass has no end: it may still want a chunk whole.
         """
-        while self._patches and not self._wanted and self._failure is None:
+        unanswered = self._unanswered
+        while unanswered.uncertain and not unanswered.wanted and self._failure is None:
             self._answered.clear()
             await self._answered.wait()
         self._raise_failure()
-        return bool(self._wanted)
+        return unanswered.wanted
 
     async def _end_pass(self) -> None:
         root = self._manifest.root()
@@ -289,8 +278,8 @@ class DiskTransfer:
 
     async def _next_work(self) -> ReadChunk | SkipHole | None:
         async with self._planning:
-            if self._wanted:
-                return self._wanted.popleft()
+            if self._unanswered.wanted:
+                return self._unanswered.next_wanted()
             if not self._batch:
                 batch = await self._transfer.workers.run(_take, self._works, PLAN_BATCH)
                 self._batch.extend(batch)
@@ -310,7 +299,7 @@ class DiskTransfer:
             return
         frame = await transfer.frames.acquire()
         try:
-            prepared = await transfer.workers.run(
+            laid, prepared = await transfer.workers.run(
                 prepare,
                 self._job.source,
                 work,
@@ -319,16 +308,16 @@ class DiskTransfer:
                 frame,
                 self._earlier(work),
             )
-            self._account(work, prepared)
+            self._account(laid, prepared)
             if self._failure is not None:
                 return
-            if prepared.chunk is None:
+            if prepared is None:
                 transfer.session.unreserve(self.handle, work.offset)
                 transfer.wake()
-                if prepared.held is None:
-                    await self._collect_zeros(work)
+                if laid.held:
+                    self._leave_out(laid)
                 else:
-                    self._leave_out(work, prepared.held)
+                    await self._collect_zeros(work)
             else:
                 await self._ship(prepared)
         finally:
@@ -337,7 +326,7 @@ class DiskTransfer:
     def _earlier(self, work: ReadChunk) -> Earlier:
         """What an earlier pass over a chunk has left at both ends."""
         remember = self._job.opening.live
-        if work.offset in self._whole:
+        if self._unanswered.must_be_whole(work.offset):
             return Earlier(None, self._index, remember)
         return Earlier(self._held.digest(work.offset // CHUNK_SIZE), self._index, remember)
 
@@ -346,9 +335,7 @@ class DiskTransfer:
 
         Cancelled half way it costs the connection, and is cancelled only when the session ends.
         """
-        chunk, message, transfer = prepared.chunk, prepared.message, self._transfer
-        assert chunk is not None
-        assert message is not None
+        chunk, transfer = prepared.chunk, self._transfer
         asked = time.monotonic()
         connection = await transfer.client.borrow()
         try:
@@ -357,49 +344,36 @@ class DiskTransfer:
                 return
             transfer.lane_uses += 1
             transfer.lane_waits += borrowed - asked > LANE_WAIT
-            self._expect(prepared, chunk)
+            self._unanswered.sent(prepared.laid)
             transfer.session.send(chunk, borrowed)
             self._chunks += 1
             sealed_before = connection.seal_seconds
-            wire = await connection.send(message)
+            wire = await connection.send(prepared.message)
             seal = connection.seal_seconds - sealed_before
         finally:
             transfer.client.give_back(connection)
         progress = self.progress
         progress.wire += wire
         progress.sent += chunk.length
-        progress.kept += prepared.kept
+        progress.kept += prepared.laid.kept
         progress.payload[chunk.codec.name.lower()] += prepared.payload
         progress.stage_seconds["wait"] += borrowed - asked
         progress.stage_seconds["seal"] += seal
         progress.stage_seconds["send"] += time.monotonic() - borrowed - seal
 
-    def _expect(self, prepared: Prepared, chunk: Chunk) -> None:
-        """Note what is to be done when the receiver has answered a chunk.
-
-        One of which it keeps a part is not yet of the pass: it may be wanted whole, and then
-        be another, of a source that is in use.
-        """
-        if prepared.pages is not None:
-            self._pages[chunk.offset] = (chunk.digest, prepared.pages)
-        if prepared.kept:
-            self._patches[chunk.offset] = (chunk.digest, prepared.kept)
-        else:
-            self._manifest.set_chunk(chunk.offset // CHUNK_SIZE, chunk.digest)
-
-    def _account(self, work: ReadChunk, prepared: Prepared) -> None:
-        progress = self.progress
+    def _account(self, laid: Laid, prepared: Prepared | None) -> None:
+        progress, work, controller = self.progress, laid.work, self._transfer.controller
         progress.read += work.length
-        if prepared.held is None and work.offset not in self._whole:
-            progress.changed += self._changed(work, is_zero=prepared.chunk is None)
-        progress.stage_seconds["read"] += prepared.read_seconds
-        progress.stage_seconds["digest"] += prepared.digest_seconds
-        progress.stage_seconds["compress"] += prepared.compress_seconds
-        if prepared.level is not None and prepared.chunk is not None and not prepared.kept:
-            self._transfer.controller.note_chunk(
-                prepared.level, prepared.literal, prepared.payload, prepared.compress_seconds
-            )
-        progress.level = self._transfer.controller.level
+        if not laid.held and not self._unanswered.must_be_whole(work.offset):
+            progress.changed += self._changed(work, is_zero=laid.digest is None)
+        progress.stage_seconds["read"] += laid.read_seconds
+        progress.stage_seconds["digest"] += laid.digest_seconds
+        if prepared is not None:
+            seconds = prepared.compress_seconds
+            progress.stage_seconds["compress"] += seconds
+            if prepared.level is not None and not laid.kept:
+                controller.note_chunk(prepared.level, laid.literal, prepared.payload, seconds)
+        progress.level = controller.level
 
     def _changed(self, work: ReadChunk, *, is_zero: bool) -> int:
         """Bytes of a chunk that the receiver holds otherwise than it was read now."""
@@ -407,10 +381,11 @@ class DiskTransfer:
             return self._held.data_within(work.offset, work.length)
         return work.length if self._held.overlaps(work.offset, work.length) else 0
 
-    def _leave_out(self, work: ReadChunk, digest: bytes) -> None:
+    def _leave_out(self, laid: Laid) -> None:
         """Count a chunk that was read and is what the receiver has."""
-        self._manifest.set_chunk(work.offset // CHUNK_SIZE, digest)
-        self.progress.held += work.length
+        assert laid.digest is not None
+        self._manifest.set_chunk(laid.work.offset // CHUNK_SIZE, laid.digest)
+        self.progress.held += laid.work.length
         self.progress.last_progress = time.monotonic()
 
     async def _collect_zeros(self, work: ReadChunk) -> None:

@@ -24,26 +24,51 @@ _thread = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A chunk ready to be sealed, or one that need not be sent.
+class Laid:
+    """A chunk that was read: its literal runs stand together at the start of the frame's payload.
 
-    ``message`` is a view of the frame; it and ``chunk`` are None for a chunk that is zero, or
-    that the receiver has: then ``held`` is its digest. ``literal`` and ``payload`` are bytes
-    before and after compression at ``level``; ``kept`` are bytes that the receiver is to take
-    from what it has. ``pages`` are fingerprints for the page index, where one is kept.
+    Attributes:
+        work: Which chunk.
+        digest: Of its bytes; None for one that is zero.
+        held: The receiver has these very bytes, and it need not be sent.
+        segments: As CHUNK has them.
+        literal: Bytes of the literal runs.
+        kept: Bytes that the receiver is to take from what it has.
+        pages: Fingerprints for the page index, where one is kept.
+        read_seconds: A worker's time for the read.
+        digest_seconds: And for all that followed.
     """
 
-    chunk: Chunk | None
-    message: memoryview | None
-    level: int | None
-    literal: int
-    payload: int
+    work: ReadChunk
+    digest: bytes | None
     read_seconds: float
     digest_seconds: float
-    compress_seconds: float
-    held: bytes | None = None
+    held: bool = False
+    segments: tuple[Segment, ...] = ()
+    literal: int = 0
     kept: int = 0
     pages: bytes | None = None
+
+    @property
+    def travels(self) -> bool:
+        """Whether it is to be sent as a CHUNK."""
+        return self.digest is not None and not self.held
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A chunk ready to be sealed.
+
+    ``message`` is a view of the frame. ``payload`` is what the literal runs became at
+    ``level``, in bytes, in ``compress_seconds`` of a worker's time.
+    """
+
+    laid: Laid
+    chunk: Chunk
+    message: memoryview
+    level: int | None
+    payload: int
+    compress_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +103,20 @@ def prepare(
     level: int | None,
     frame: memoryview,
     earlier: Earlier = _NOTHING,
-) -> Prepared:
-    """Read one chunk into ``frame`` and make the CHUNK message there.
+) -> tuple[Laid, Prepared | None]:
+    """Lay out one chunk, and make a message of it if it travels: ``lay_out``, then ``encode``."""
+    laid = lay_out(source, work, frame, earlier)
+    return laid, encode(laid, address, level, frame) if laid.travels else None
+
+
+def lay_out(
+    source: BlockSource, work: ReadChunk, frame: memoryview, earlier: Earlier = _NOTHING
+) -> Laid:
+    """Read one chunk into ``frame`` and find what of it has to travel.
 
     Args:
         source: What is read.
         work: Which chunk.
-        address: Goes into the message.
-        level: zstd level, or None to send raw.
         frame: From a FramePool; its payload area is read into directly.
         earlier: What the receiver may have in its place.
 
@@ -97,46 +128,58 @@ def prepare(
     source.read_into(data, work.offset)
     read = time.perf_counter()
     if is_zero(data):
-        return Prepared(None, None, level, 0, 0, read - started, time.perf_counter() - read, 0.0)
+        return Laid(work, None, read - started, time.perf_counter() - read)
     digest = chunk_digest(data)
     if digest == earlier.digest:
         _remember_held(work, data, earlier)
-        taken = time.perf_counter() - read
-        return Prepared(None, None, level, 0, 0, read - started, taken, 0.0, earlier.digest)
+        return Laid(work, digest, read - started, time.perf_counter() - read, held=True)
     segments, pages = _changed_segments(work, data, earlier)
     literal, kept = gather(data, segments)
-    digested = time.perf_counter()
-    codec, payload = Codec.RAW, literal
+    return Laid(
+        work,
+        digest,
+        read - started,
+        time.perf_counter() - read,
+        segments=segments,
+        literal=literal,
+        kept=kept,
+        pages=pages,
+    )
+
+
+def encode(laid: Laid, address: Address, level: int | None, frame: memoryview) -> Prepared:
+    """Compress what was laid out in ``frame`` and make the CHUNK message there.
+
+    Args:
+        laid: A chunk that travels.
+        address: Goes into the message.
+        level: zstd level, or None to send raw.
+        frame: The one that it was laid out in.
+    """
+    assert laid.digest is not None
+    started = time.perf_counter()
+    data = frame[PAGE : PAGE + laid.literal]
+    codec, payload = Codec.RAW, laid.literal
     if level is not None:
-        compressed = _compressor().compress(data[:literal], level)
-        if len(compressed) <= literal * WORTH_COMPRESSING:
+        compressed = _compressor().compress(data, level)
+        if len(compressed) <= laid.literal * WORTH_COMPRESSING:
             codec, payload = Codec.ZSTD, len(compressed)
             data[:payload] = compressed
     chunk = Chunk(
         disk=address.disk,
         pass_number=address.pass_number,
-        offset=work.offset,
-        length=work.length,
+        offset=laid.work.offset,
+        length=laid.work.length,
         codec=codec,
-        literal_length=literal,
-        digest=digest,
-        segments=segments,
+        literal_length=laid.literal,
+        digest=laid.digest,
+        segments=laid.segments,
         payload=data[:payload],
     )
     message = frame[MESSAGE_START:]
     size = frame_chunk(message, chunk, address.epoch)
-    return Prepared(
-        chunk,
-        message[:size],
-        level,
-        literal,
-        payload,
-        read - started,
-        digested - read,
-        time.perf_counter() - digested,
-        kept=kept,
-        pages=pages,
-    )
+    seconds = time.perf_counter() - started
+    return Prepared(laid, chunk, message[:size], level, payload, seconds)
 
 
 def _remember_held(work: ReadChunk, data: memoryview, earlier: Earlier) -> None:

@@ -46,12 +46,18 @@ def image(capacity: int = MIB) -> MemoryImage:
     )
 
 
+def tried(data: bytes, level: int | None, into: memoryview | None = None) -> Prepared | None:
+    chunk = ReadChunk(0, len(data))
+    return prepare(MemorySource(data), chunk, ADDRESS, level, into or frame())[1]
+
+
 def prepared(data: bytes, level: int | None, into: memoryview | None = None) -> Prepared:
-    return prepare(MemorySource(data), ReadChunk(0, len(data)), ADDRESS, level, into or frame())
+    result = tried(data, level, into)
+    assert result is not None
+    return result
 
 
 def arrived(result: Prepared) -> Chunk:
-    assert result.message is not None
     epoch, message = decode(memoryview(bytes(result.message)))
     assert epoch == ADDRESS.epoch
     assert isinstance(message, Chunk)
@@ -83,11 +89,11 @@ def chunks(draw: st.DrawFn) -> bytes:
 def test_what_is_prepared_is_stored_as_it_was_read_and_zeros_take_no_room(
     data: bytes, level: int | None
 ) -> None:
-    result = prepared(data, level)
+    result = tried(data, level)
     if not any(data):
-        assert result.chunk is None
-        assert result.message is None
+        assert result is None
         return
+    assert result is not None
     target = image()
     target.write(0, memoryview(b"\xff" * MIB))
     written = store(target, arrived(result)).written
@@ -95,7 +101,7 @@ def test_what_is_prepared_is_stored_as_it_was_read_and_zeros_take_no_room(
     target.read_into(found, 0)
     assert bytes(found[: len(data)]) == data
     assert bytes(found[len(data) :]) == b"\xff" * (MIB - len(data))  # not a byte beyond
-    assert written == result.literal
+    assert written == result.laid.literal
     long_zeros = _zeros_in_long_runs(data)
     assert written == len(data) - long_zeros
 
@@ -116,8 +122,6 @@ def _zeros_in_long_runs(data: bytes) -> int:
 def test_the_payload_lies_on_a_page_and_the_message_before_it() -> None:
     into = frame()
     result = prepared(Random(1).randbytes(MIB), None, into)
-    assert result.chunk is not None
-    assert result.message is not None
     assert bytes(into[PAGE : PAGE + 64]) == bytes(result.chunk.payload[:64])
     assert bytes(into[MESSAGE_START : MESSAGE_START + 64]) == bytes(result.message[:64])
 
@@ -125,10 +129,10 @@ def test_the_payload_lies_on_a_page_and_the_message_before_it() -> None:
 def test_noise_goes_raw_and_text_goes_compressed() -> None:
     noise = prepared(Random(1).randbytes(MIB), 3)
     assert arrived(noise).codec is Codec.RAW
-    assert noise.payload == noise.literal == MIB
+    assert noise.payload == noise.laid.literal == MIB
     text = prepared(b"all work and no play " * 1000 + bytes(504), 3)
     assert arrived(text).codec is Codec.ZSTD
-    assert text.payload < text.literal / 10
+    assert text.payload < text.laid.literal / 10
 
 
 def test_short_runs_of_zeros_travel_as_data() -> None:
@@ -152,10 +156,9 @@ def test_long_runs_of_zeros_do_not_travel() -> None:
 
 @pytest.mark.parametrize("size", [512, 4096, MIB - 512, MIB])
 def test_a_chunk_of_zeros_becomes_no_message(size: int) -> None:
-    result = prepared(bytes(size), 3)
-    assert result.chunk is None
-    assert result.message is None
-    assert result.literal == result.payload == 0
+    laid, message = prepare(MemorySource(bytes(size)), ReadChunk(0, size), ADDRESS, 3, frame())
+    assert message is None
+    assert (laid.digest, laid.travels, laid.literal) == (None, False, 0)
 
 
 def test_a_source_that_fails_says_so() -> None:

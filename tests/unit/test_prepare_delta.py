@@ -26,7 +26,7 @@ from flatship_receiver.store import KeptDiffers, store
 from flatship_receiver.vmdk import Layout
 from flatship_sender.page_index import PageIndex
 from flatship_sender.plan import ReadChunk
-from flatship_sender.prepare import Address, Earlier, Prepared, prepare
+from flatship_sender.prepare import Address, Earlier, Laid, Prepared, prepare
 from flatship_sender.sources.memory import MemorySource
 
 MIB = CHUNK_SIZE
@@ -45,9 +45,9 @@ def new_index(folder: Path) -> PageIndex:
     return index
 
 
-def prepared(
+def tried(
     data: bytes, index: PageIndex, held: bytes | None, *, remember: bool = False
-) -> Prepared:
+) -> tuple[Laid, Prepared | None]:
     """A chunk, where the receiver says that it holds ``held``."""
     digest = None if held is None else chunk_digest(held)
     return prepare(
@@ -60,12 +60,20 @@ def prepared(
     )
 
 
+def prepared(
+    data: bytes, index: PageIndex, held: bytes | None, *, remember: bool = False
+) -> Prepared:
+    """The same, of a chunk that is sent."""
+    _, result = tried(data, index, held, remember=remember)
+    assert result is not None
+    return result
+
+
 def remembered(data: bytes, index: PageIndex) -> None:
     index.record(0, chunk_digest(data), index.fingerprints(memoryview(data)))
 
 
 def arrived(result: Prepared) -> Chunk:
-    assert result.message is not None
     _, message = decode(memoryview(bytes(result.message)))
     assert isinstance(message, Chunk)
     return message
@@ -104,9 +112,9 @@ def test_what_is_sent_over_the_earlier_content_makes_the_later_one(
     before, after = history
     index = new_index(tmp_path_factory.mktemp("index"))
     remembered(before, index)
-    result = prepared(after, index, before)
+    _, result = tried(after, index, before)
     index.close()
-    if result.chunk is None:
+    if result is None:
         assert before == after or not any(after)
         return
     target = MemoryDatastore("ssd", 1 << 30).create(
@@ -119,8 +127,8 @@ def test_what_is_sent_over_the_earlier_content_makes_the_later_one(
     assert found == after
     starts = range(0, len(after), PAGE_SIZE)
     same = [at for at in starts if before[at : at + PAGE_SIZE] == after[at : at + PAGE_SIZE]]
-    if result.kept:
-        assert result.kept == sum(min(PAGE_SIZE, len(after) - at) for at in same)
+    if result.laid.kept:
+        assert result.laid.kept == sum(min(PAGE_SIZE, len(after) - at) for at in same)
     else:
         assert len(same) <= len(starts) * 0.25
 
@@ -137,14 +145,14 @@ def test_only_the_changed_pages_are_in_the_payload(index: PageIndex) -> None:
         ("KEEP", 246),
         ("LITERAL", 1),
     ]
-    assert (result.literal, result.kept) == (3 * PAGE_SIZE, 253 * PAGE_SIZE)
+    assert (result.laid.literal, result.laid.kept) == (3 * PAGE_SIZE, 253 * PAGE_SIZE)
 
 
 def test_an_index_of_other_content_than_is_held_is_not_used(index: PageIndex) -> None:
     remembered(BEFORE, index)
     result = prepared(edited(7), index, edited(9))
     assert arrived(result).segments == ()
-    assert result.kept == 0
+    assert result.laid.kept == 0
 
 
 def test_nothing_is_kept_of_what_is_not_held(index: PageIndex) -> None:
@@ -197,17 +205,17 @@ def test_pages_that_became_zeros_do_not_travel_and_zeros_that_were_there_are_kep
 def test_fingerprints_are_taken_where_a_pass_follows_and_where_one_went_before(
     index: PageIndex,
 ) -> None:
-    assert prepared(BEFORE, index, None).pages is None
-    assert prepared(BEFORE, index, edited(1)).pages is None
-    pages = prepared(BEFORE, index, None, remember=True).pages
+    assert prepared(BEFORE, index, None).laid.pages is None
+    assert prepared(BEFORE, index, edited(1)).laid.pages is None
+    pages = prepared(BEFORE, index, None, remember=True).laid.pages
     assert pages == index.fingerprints(memoryview(BEFORE))
     remembered(BEFORE, index)
-    assert prepared(edited(3), index, BEFORE).pages is not None
+    assert prepared(edited(3), index, BEFORE).laid.pages is not None
 
 
 def test_a_chunk_that_is_held_is_remembered_for_the_pass_that_follows(index: PageIndex) -> None:
-    held = prepared(BEFORE, index, BEFORE)
-    assert held.held is not None
+    laid, _ = tried(BEFORE, index, BEFORE)
+    assert laid.held
     assert index.recall(0, chunk_digest(BEFORE)) is None
-    prepared(BEFORE, index, BEFORE, remember=True)
+    tried(BEFORE, index, BEFORE, remember=True)
     assert index.recall(0, chunk_digest(BEFORE)) == index.fingerprints(memoryview(BEFORE))
