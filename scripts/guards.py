@@ -236,7 +236,7 @@ GUARDS = (
     ),
     Guard(
         "an epoch that is over is refused",
-        f"{PROTOCOL}/session.py",
+        f"{PROTOCOL}/session/tables.py",
         "    if theirs != ours:\n",
         "    if False:\n",
         ("tests/unit/test_session.py",),
@@ -264,7 +264,7 @@ GUARDS = (
     ),
     Guard(
         "credit is held to",
-        f"{PROTOCOL}/session.py",
+        f"{PROTOCOL}/session/receiver.py",
         "        if self.outstanding + message.length > self.credit:\n",
         "        if False:\n",
         ("tests/unit/test_session.py",),
