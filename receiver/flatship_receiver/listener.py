@@ -35,10 +35,11 @@ from flatship_protocol.handshake import (
 from flatship_protocol.messages import Hello, decode
 from flatship_receiver.admission import HANDSHAKE_DEADLINE, Admission
 from flatship_receiver.authorized_senders import AuthorizedSenders
+from flatship_receiver.conversation import Refused, say_and_close
 from flatship_receiver.invitations import Invitations
 from flatship_receiver.metrics import ReceiverMetrics
 from flatship_receiver.peers import Peer
-from flatship_receiver.sessions import Caller, Refused, Sessions, say_and_close
+from flatship_receiver.sessions import Caller, Sessions
 from flatship_service.errors import OperatorError
 from flatship_service.keys import Identity, fingerprint
 

@@ -1,25 +1,22 @@
 """Sessions of authenticated senders: who is connected, which incarnation counts, what came.
 
-A connection is served by ``Session.serve``: it reads records, lets the session
-decide, and hands what was accepted to the disk. Its failure ends the
-connection; a session ends with its last connection.
+``Session.serve`` serves a connection: a ``Conversation`` reads its records, and the
+session decides what they mean. A session ends with its last connection.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from flatship_protocol.connection import (
     IDLE_TIMEOUT,
     KEEPALIVE_INTERVAL,
-    MESSAGE_START,
     Connection,
 )
-from flatship_protocol.constants import CONNECTION_MAX_AGE, CONNECTION_MAX_BYTES
 from flatship_protocol.errors import (
     CodecError,
     ConnectionLost,
@@ -27,7 +24,6 @@ from flatship_protocol.errors import (
     DiskError,
     ErrorCode,
     MalformedMessage,
-    PeerError,
     RecordNotAuthentic,
     StaleEpoch,
     TransferError,
@@ -48,11 +44,11 @@ from flatship_protocol.messages import (
     Ping,
     Pong,
     Zero,
-    decode,
     encode,
 )
 from flatship_protocol.session import ReceiverSession, Verdict
 from flatship_receiver.admission import CONNECTIONS_PER_SESSION, SESSIONS_PER_PEER
+from flatship_receiver.conversation import Aborted, Conversation, Refused, say_and_close
 from flatship_receiver.facilities import Facilities, Store
 from flatship_receiver.journal import EpochClaim, Journal
 from flatship_receiver.peers import Peer
@@ -64,10 +60,7 @@ CREDIT: Final = 256 << 20  # bytes of chunks a session may have unacknowledged
 CAPABILITIES: Final = Capability.RESUME | Capability.DELTA
 SOFTWARE: Final = "flatship-receiver"
 TAKEOVER_TIMEOUT: Final = 8.0  # seconds an older incarnation gets to let go of its disks
-ERROR_TIMEOUT: Final = 1.0  # seconds a connection gets to take ERROR
-DRAIN_TIMEOUT: Final = 1.0  # seconds a peer gets to read why it is refused
 UPKEEP_INTERVAL: Final = 2.0  # seconds
-STORES_PER_CONNECTION: Final = 8  # chunks of one connection under way at once
 FIRST_PASS: Final = 1  # later ones need a capability that there is not yet
 MAX_DISKS: Final = 256  # handles a session may use
 
@@ -81,14 +74,6 @@ _REASONS: Final[Mapping[type[TransferError], str]] = {
     CreditExceeded: "credit_exceeded",
     CodecError: "codec",
 }
-
-
-class Refused(PeerError):
-    """The peer asked for more than it gets; ``code`` says of what."""
-
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +119,7 @@ class Session:
         self._pings: set[asyncio.Task[None]] = set()
         self._over = False
         self._upkeep: asyncio.Task[None] | None = None
-        self._aborted: asyncio.Future[ErrorCode] = asyncio.get_running_loop().create_future()
+        self.aborted: asyncio.Future[ErrorCode] = asyncio.get_running_loop().create_future()
         self._log = log.bind(peer=caller.peer.name, address=caller.address)
 
     @property
@@ -174,10 +159,10 @@ class Session:
             self._upkeep = asyncio.create_task(self._maintain())
         try:
             await connection.send(self._hello_ok())
-            await self._converse(connection)
+            await Conversation(connection, self, self._shared).run()
         except ConnectionLost as error:
             self._log.info("connection ended", connection=index, reason=str(error))
-        except _Aborted as error:
+        except Aborted as error:
             self._connections.pop(index, None)
             await say_and_close(connection, error.code, self.epoch)
         except TransferError as error:
@@ -196,8 +181,8 @@ class Session:
 
     async def abort(self, code: ErrorCode) -> None:
         """Tell the sender why, close all connections, and wait for the disks to be let go."""
-        if not self._aborted.done():
-            self._aborted.set_result(code)
+        if not self.aborted.done():
+            self.aborted.set_result(code)
         await self.ended.wait()
 
     async def send(self, message: Message) -> None:
@@ -210,50 +195,7 @@ class Session:
                 continue
             return
 
-    async def _converse(self, connection: Connection) -> None:
-        """Read until GOODBYE; chunks that were accepted are stored whatever comes after them."""
-        stores = _Stores()
-        reader = asyncio.create_task(self._read(connection, stores))
-        waiting: set[asyncio.Future[Any]] = {reader, stores.failed, self._aborted}
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if self._aborted.done():
-                raise _Aborted(self._aborted.result())
-            if stores.failed.done():
-                raise stores.failed.result()
-            await reader
-        finally:
-            reader.cancel()
-            await asyncio.wait({reader, *stores.running})
-
-    async def _read(self, connection: Connection, stores: "_Stores") -> None:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        while True:
-            header = await connection.receive_header()
-            _check_age(connection, loop.time() - started)
-            await connection.receive_ciphertext(header)
-            await stores.room()
-            frame = await self._shared.frames.acquire()  # not sooner: a peer may be slow, or stop
-            keep = False
-            try:
-                message_frame = frame[MESSAGE_START:]
-                size = connection.open(header, message_frame)
-                epoch, message = decode(message_frame[:size])
-                if isinstance(message, Chunk):
-                    disk = self._accept(epoch, message)
-                    if disk is not None:
-                        stores.start(disk.store(message, frame))
-                        keep = True
-                elif await self._act(connection, epoch, message):
-                    return
-            finally:
-                if not keep:
-                    self._shared.frames.release(frame)
-            if not keep:
-                await asyncio.sleep(0)  # a flood of small messages leaves others their turn
-
-    def _accept(self, epoch: int, chunk: Chunk) -> DiskIntake | None:
+    def accept(self, epoch: int, chunk: Chunk) -> DiskIntake | None:
         """The disk that is to store a chunk, or None where there is nothing to store."""
         disk = self._disk(chunk.disk)
         if any(segment.kind not in self._segments for segment in chunk.segments):
@@ -268,7 +210,7 @@ class Session:
             disk.acknowledge_again(chunk.offset, chunk.length)
         return disk if verdict is Verdict.ACT else None
 
-    async def _act(self, connection: Connection, epoch: int, message: Message) -> bool:
+    async def act(self, connection: Connection, epoch: int, message: Message) -> bool:
         """Do what a message other than CHUNK asks for; True after GOODBYE."""
         if isinstance(message, Ping):
             await connection.send(encode(Pong(message.token), self.epoch))
@@ -355,8 +297,8 @@ class Session:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(UPKEEP_INTERVAL)
-            if self._peer_now() is None and not self._aborted.done():
-                self._aborted.set_result(ErrorCode.NOT_PERMITTED)
+            if self._peer_now() is None and not self.aborted.done():
+                self.aborted.set_result(ErrorCode.NOT_PERMITTED)
             for disk in self._disks.values():
                 disk.look_for_stall()
             for connection in list(self._connections.values()):
@@ -467,54 +409,3 @@ class Sessions:
         if self._sessions.get(key) is session:
             del self._sessions[key]
             self._joining.pop(key, None)
-
-
-class _Aborted(Exception):
-    """The session is ended from this side; ``code`` tells the sender why."""
-
-    def __init__(self, code: ErrorCode) -> None:
-        super().__init__(code.name)
-        self.code = code
-
-
-class _Stores:
-    """Chunks of one connection that are being stored."""
-
-    def __init__(self) -> None:
-        self.running: set[asyncio.Task[None]] = set()
-        self.failed: asyncio.Future[PeerError] = asyncio.get_running_loop().create_future()
-
-    async def room(self) -> None:
-        """Wait until another one may be started."""
-        while len(self.running) >= STORES_PER_CONNECTION:
-            await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
-
-    def start(self, store: Coroutine[None, None, None]) -> None:
-        """Begin to store a chunk; a peer's fault ends in ``failed``."""
-        task = asyncio.create_task(self._watch(store))
-        self.running.add(task)
-        task.add_done_callback(self.running.discard)
-
-    async def _watch(self, store: Coroutine[None, None, None]) -> None:
-        try:
-            await store
-        except PeerError as error:
-            if not self.failed.done():
-                self.failed.set_result(error)
-
-
-async def say_and_close(connection: Connection, code: ErrorCode, epoch: int) -> None:
-    """Send ERROR, if the connection still takes it, and close in a way that lets it arrive."""
-    try:
-        async with asyncio.timeout(ERROR_TIMEOUT):  # it may be stuck behind what nobody reads
-            await connection.send(encode(Error(code), epoch))
-        await connection.stream.drain(DRAIN_TIMEOUT)
-    except (ConnectionLost, TimeoutError):
-        pass
-    finally:
-        connection.close()
-
-
-def _check_age(connection: Connection, age: float) -> None:
-    if age > 2 * CONNECTION_MAX_AGE or connection.opened_bytes > 2 * CONNECTION_MAX_BYTES:
-        raise Refused(ErrorCode.CONNECTION_EXPIRED, "the connection was used for too long")

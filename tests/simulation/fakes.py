@@ -35,6 +35,7 @@ from flatship_protocol.messages import (
     decode,
 )
 from flatship_receiver.authorized_senders import AuthorizedSenders
+from flatship_receiver.conversation import Refused, say_and_close
 from flatship_receiver.datastores.base import Datastore, Image, ImageRequest
 from flatship_receiver.datastores.memory import MemoryDatastore, MemoryImage
 from flatship_receiver.facilities import Facilities, Store
@@ -42,7 +43,7 @@ from flatship_receiver.journal import AsyncJournal
 from flatship_receiver.metrics import ReceiverMetrics, SpaceSample
 from flatship_receiver.peers import Peer
 from flatship_receiver.reservations import Reservations
-from flatship_receiver.sessions import Caller, Refused, Sessions, say_and_close
+from flatship_receiver.sessions import Caller, Sessions
 from flatship_sender.client import Client, Credentials, SessionName, connect
 from flatship_sender.compression import CompressionController, Policy
 from flatship_sender.job import FIRST_PASS, Job

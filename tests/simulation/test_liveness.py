@@ -36,8 +36,8 @@ from flatship_protocol.messages import (
     Stored,
     decode,
 )
+from flatship_receiver.conversation import say_and_close
 from flatship_receiver.datastores.base import Image, ImageRequest
-from flatship_receiver.sessions import say_and_close
 from flatship_sender.client import Client, Credentials, SessionName, connect
 from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import TransferState
@@ -144,7 +144,7 @@ def test_an_error_that_nobody_takes_does_not_keep_a_connection(
     tmp_path: Path, store: FaultyDatastore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a sender that only sends would keep its disks from its own next session."""
-    monkeypatch.setattr("flatship_receiver.sessions.ERROR_TIMEOUT", 0.01)
+    monkeypatch.setattr("flatship_receiver.conversation.ERROR_TIMEOUT", 0.01)
 
     async def scenario() -> None:
         async with world(tmp_path, store) as at:

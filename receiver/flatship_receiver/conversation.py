@@ -1,0 +1,159 @@
+"""What one connection of a session brings: its records in their order, and how it ends.
+
+A connection reads on while the chunks that it brought are stored; the peer's fault
+in one of them ends it. What a message means is the session's to decide (``Decides``).
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
+
+from flatship_protocol.connection import MESSAGE_START, Connection
+from flatship_protocol.constants import CONNECTION_MAX_AGE, CONNECTION_MAX_BYTES
+from flatship_protocol.errors import ConnectionLost, ErrorCode, PeerError
+from flatship_protocol.messages import Chunk, Error, Message, decode, encode
+from flatship_receiver.facilities import Facilities
+from flatship_receiver.pipeline import DiskIntake
+
+STORES_PER_CONNECTION: Final = 8  # chunks of one connection under way at once
+ERROR_TIMEOUT: Final = 1.0  # seconds a connection gets to take ERROR
+DRAIN_TIMEOUT: Final = 1.0  # seconds a peer gets to read why it is refused
+
+
+class Refused(PeerError):
+    """The peer asked for more than it gets; ``code`` says of what."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Aborted(Exception):
+    """The session is ended from this side; ``code`` tells the sender why."""
+
+    def __init__(self, code: ErrorCode) -> None:
+        super().__init__(code.name)
+        self.code = code
+
+
+class Decides(Protocol):
+    """The session, as its connections see it. A PeerError ends the connection."""
+
+    @property
+    def aborted(self) -> "asyncio.Future[ErrorCode]":
+        """Done when the session is ended from this side."""
+
+    def accept(self, epoch: int, chunk: Chunk) -> DiskIntake | None:
+        """The disk that is to store a chunk, or None where there is nothing to store."""
+
+    async def act(self, connection: Connection, epoch: int, message: Message) -> bool:
+        """Do what a message other than CHUNK asks for; True after GOODBYE."""
+
+
+class Conversation:
+    """One connection of a session.
+
+    Args:
+        connection: Whose HELLO was answered.
+        session: Decides.
+        facilities: Shared by all sessions.
+    """
+
+    def __init__(self, connection: Connection, session: Decides, facilities: Facilities) -> None:
+        self._connection = connection
+        self._session = session
+        self._shared = facilities
+        self._stores = _Stores()
+
+    async def run(self) -> None:
+        """Read until GOODBYE; chunks that were accepted are stored whatever comes after them.
+
+        Raises:
+            Aborted: The session was ended from this side.
+            ConnectionLost: The connection ended without GOODBYE.
+            PeerError: The peer broke a rule.
+        """
+        reader = asyncio.create_task(self._read())
+        aborted, failed = self._session.aborted, self._stores.failed
+        waiting: set[asyncio.Future[Any]] = {reader, failed, aborted}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if aborted.done():
+                raise Aborted(aborted.result())
+            if failed.done():
+                raise failed.result()
+            await reader
+        finally:
+            reader.cancel()
+            await asyncio.wait({reader, *self._stores.running})
+
+    async def _read(self) -> None:
+        connection = self._connection
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        while True:
+            header = await connection.receive_header()
+            _check_age(connection, loop.time() - started)
+            await connection.receive_ciphertext(header)
+            await self._stores.room()
+            frame = await self._shared.frames.acquire()  # not sooner: a peer may be slow, or stop
+            keep = False
+            try:
+                message_frame = frame[MESSAGE_START:]
+                size = connection.open(header, message_frame)
+                epoch, message = decode(message_frame[:size])
+                if isinstance(message, Chunk):
+                    disk = self._session.accept(epoch, message)
+                    if disk is not None:
+                        self._stores.start(disk.store(message, frame))
+                        keep = True
+                elif await self._session.act(connection, epoch, message):
+                    return
+            finally:
+                if not keep:
+                    self._shared.frames.release(frame)
+            if not keep:
+                await asyncio.sleep(0)  # a flood of small messages leaves others their turn
+
+
+class _Stores:
+    """Chunks of one connection that are being stored."""
+
+    def __init__(self) -> None:
+        self.running: set[asyncio.Task[None]] = set()
+        self.failed: asyncio.Future[PeerError] = asyncio.get_running_loop().create_future()
+
+    async def room(self) -> None:
+        """Wait until another one may be started."""
+        while len(self.running) >= STORES_PER_CONNECTION:
+            await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
+
+    def start(self, store: Coroutine[None, None, None]) -> None:
+        """Begin to store a chunk; a peer's fault ends in ``failed``."""
+        task = asyncio.create_task(self._watch(store))
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+
+    async def _watch(self, store: Coroutine[None, None, None]) -> None:
+        try:
+            await store
+        except PeerError as error:
+            if not self.failed.done():
+                self.failed.set_result(error)
+
+
+async def say_and_close(connection: Connection, code: ErrorCode, epoch: int) -> None:
+    """Send ERROR, if the connection still takes it, and close in a way that lets it arrive."""
+    try:
+        async with asyncio.timeout(ERROR_TIMEOUT):  # it may be stuck behind what nobody reads
+            await connection.send(encode(Error(code), epoch))
+        await connection.stream.drain(DRAIN_TIMEOUT)
+    except (ConnectionLost, TimeoutError):
+        pass
+    finally:
+        connection.close()
+
+
+def _check_age(connection: Connection, age: float) -> None:
+    if age > 2 * CONNECTION_MAX_AGE or connection.opened_bytes > 2 * CONNECTION_MAX_BYTES:
+        raise Refused(ErrorCode.CONNECTION_EXPIRED, "the connection was used for too long")
