@@ -28,6 +28,9 @@ MAX_SEGMENTS: Final = 256  # entries in one chunk's segment table
 MAX_RANGES: Final = 1024  # ranges in one STORED
 MAX_HELD: Final = 512  # digests in one HELD
 MAX_ZSTD_WINDOW: Final = 1 << 23  # bytes; a frame holds no more than a chunk
+MIN_HISTORY_WINDOW_LOG: Final = 10  # base-2 logarithm of bytes; zstd has none smaller
+MAX_HISTORY_WINDOW_LOG: Final = 27
+MAX_HISTORY_BLOCKS: Final = 4096  # zstd blocks in one payload of a stream with history
 
 CONNECTION_MAX_AGE: Final = 3600  # seconds before the sender replaces a connection
 CONNECTION_MAX_BYTES: Final = 256 << 30  # bytes sealed before the sender replaces a connection

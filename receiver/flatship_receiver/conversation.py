@@ -6,14 +6,25 @@ in one of them ends it. What a message means is the session's to decide (``Decid
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
+from flatship_protocol.codec import HistoryDecoder
 from flatship_protocol.connection import MESSAGE_START, Connection
 from flatship_protocol.constants import CONNECTION_MAX_AGE, CONNECTION_MAX_BYTES
 from flatship_protocol.errors import ConnectionLost, ErrorCode, PeerError
-from flatship_protocol.messages import Chunk, Error, Message, decode, encode
+from flatship_protocol.messages import (
+    CHUNK_PAYLOAD_OFFSET,
+    Chunk,
+    Codec,
+    Error,
+    Message,
+    decode,
+    encode,
+)
 from flatship_receiver.facilities import Facilities
 from flatship_receiver.pipeline import DiskIntake
+from flatship_receiver.windows import Streams
 
 STORES_PER_CONNECTION: Final = 8  # chunks of one connection under way at once
 ERROR_TIMEOUT: Final = 1.0  # seconds a connection gets to take ERROR
@@ -43,6 +54,10 @@ class Decides(Protocol):
     def aborted(self) -> "asyncio.Future[ErrorCode]":
         """Done when the session is ended from this side."""
 
+    @property
+    def streams(self) -> Streams | None:
+        """The streams with history that it may have, if that was agreed on."""
+
     def accept(self, epoch: int, chunk: Chunk) -> DiskIntake | None:
         """The disk that is to store a chunk, or None where there is nothing to store."""
 
@@ -64,6 +79,7 @@ class Conversation:
         self._session = session
         self._shared = facilities
         self._stores = _Stores()
+        self._history: HistoryDecoder | None = None
 
     async def run(self) -> None:
         """Read until GOODBYE; chunks that were accepted are stored whatever comes after them.
@@ -86,6 +102,7 @@ class Conversation:
         finally:
             reader.cancel()
             await asyncio.wait({reader, *self._stores.running})
+            self._end_stream()
 
     async def _read(self) -> None:
         connection = self._connection
@@ -103,6 +120,8 @@ class Conversation:
                 size = connection.open(header, message_frame)
                 epoch, message = decode(message_frame[:size])
                 if isinstance(message, Chunk):
+                    if message.codec is Codec.HISTORY:
+                        message = await self._decoded(message, frame)
                     disk = self._session.accept(epoch, message)
                     if disk is not None:
                         self._stores.start(disk.store(message, frame))
@@ -114,6 +133,40 @@ class Conversation:
                     self._shared.frames.release(frame)
             if not keep:
                 await asyncio.sleep(0)  # a flood of small messages leaves others their turn
+
+    async def _decoded(self, chunk: Chunk, frame: memoryview) -> Chunk:
+        """A chunk of the connection's stream as one with a raw payload, in the same frame.
+
+        Done before the next record is read, and whatever becomes of the chunk: those after it need
+        it.
+
+        Raises:
+            CodecError: It does not go on with the stream; that is lost.
+            Refused: Such a stream was not agreed on, or is one too many.
+        """
+        if self._history is None:
+            self._history = self._begin_stream()
+        start = MESSAGE_START + CHUNK_PAYLOAD_OFFSET
+        literals = frame[start : start + chunk.literal_length]
+        await self._shared.workers.run(
+            self._history.decode_into, chunk.payload, literals, begin=chunk.begin
+        )
+        return replace(chunk, codec=Codec.RAW, payload=literals, begin=False)
+
+    def _begin_stream(self) -> HistoryDecoder:
+        streams = self._session.streams
+        if streams is None:
+            raise Refused(ErrorCode.UNSUPPORTED, "a stream with history was not agreed on")
+        decoder = streams.open()
+        if decoder is None:
+            raise Refused(ErrorCode.UNSUPPORTED, f"more than {streams.count} streams with history")
+        return decoder
+
+    def _end_stream(self) -> None:
+        """Give the window's memory back; not sooner than the reader, whose worker uses it, ends."""
+        decoder, self._history = self._history, None
+        if decoder is not None and self._session.streams is not None:
+            self._session.streams.close()
 
 
 class _Stores:

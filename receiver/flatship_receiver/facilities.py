@@ -1,6 +1,6 @@
 """What all sessions and disks of a receiver share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flatship_protocol.connection import FramePool
 from flatship_receiver.authorized_senders import AuthorizedSenders
@@ -8,6 +8,7 @@ from flatship_receiver.datastores.base import Datastore
 from flatship_receiver.journal import AsyncJournal
 from flatship_receiver.metrics import DatastoreMetrics, ReceiverMetrics
 from flatship_receiver.reservations import Reservations
+from flatship_receiver.windows import Windows
 from flatship_service.workers import Workers
 
 
@@ -37,3 +38,4 @@ class Facilities:
     metrics: ReceiverMetrics
     senders: AuthorizedSenders
     prove: bool
+    windows: Windows = field(default_factory=Windows)

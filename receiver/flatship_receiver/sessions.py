@@ -54,10 +54,11 @@ from flatship_receiver.journal import EpochClaim, Journal
 from flatship_receiver.peers import Peer
 from flatship_receiver.pipeline import Abandoned, DiskIntake
 from flatship_receiver.store import DELTA_SEGMENTS, SUPPORTED_SEGMENTS
+from flatship_receiver.windows import Streams
 from flatship_service.errors import OperatorError
 
 CREDIT: Final = 256 << 20  # bytes of chunks a session may have unacknowledged
-CAPABILITIES: Final = Capability.RESUME | Capability.DELTA
+CAPABILITIES: Final = Capability.RESUME | Capability.DELTA | Capability.HISTORY
 SOFTWARE: Final = "flatship-receiver"
 TAKEOVER_TIMEOUT: Final = 8.0  # seconds an older incarnation gets to let go of its disks
 UPKEEP_INTERVAL: Final = 2.0  # seconds
@@ -108,6 +109,12 @@ class Session:
         self.epoch = epoch
         self.ended = asyncio.Event()
         self._capabilities = hello.capabilities & CAPABILITIES
+        self.streams: Streams | None = None
+        """What the session may have of streams with history; None: none."""
+        if Capability.HISTORY in self._capabilities:
+            self.streams = facilities.windows.grant()
+            if self.streams is None:
+                self._capabilities &= ~Capability.HISTORY
         deltas = Capability.DELTA in self._capabilities
         self._segments = DELTA_SEGMENTS if deltas else SUPPORTED_SEGMENTS
         self._stores = stores
@@ -147,6 +154,8 @@ class Session:
             CONNECTIONS_PER_SESSION,
             int(IDLE_TIMEOUT),
             SOFTWARE,
+            self.streams.window_log if self.streams else 0,
+            self.streams.count if self.streams else 0,
         )
         return encode(answer, self.epoch)
 
@@ -331,6 +340,8 @@ class Session:
             await asyncio.wait(self._running)
         if self._upkeep is not None:  # not sooner: it says which storage is waited for
             self._upkeep.cancel()
+        if self.streams is not None:
+            self.streams.release()
         self._log.info("session ended", orderly=self._over)
         self.ended.set()
 

@@ -147,6 +147,8 @@ def store_chunk(data: bytes) -> None:
         raise MalformedMessage("not this target's")
     if any(segment.kind not in DELTA_SEGMENTS for segment in chunk.segments):
         raise MalformedMessage("refused by the session")
+    if chunk.codec is Codec.HISTORY:
+        raise MalformedMessage("decoded by its connection; see history_targets")
     image = _Record(chunk.offset, chunk.length)
     try:
         store(image, chunk)

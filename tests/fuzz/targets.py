@@ -5,6 +5,7 @@ from typing import Final
 from fuzz import (
     file_targets,
     handshake_targets,
+    history_targets,
     journal_targets,
     message_targets,
     payload_targets,
@@ -20,6 +21,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     *record_targets.TARGETS,
     *message_targets.TARGETS,
     *payload_targets.TARGETS,
+    *history_targets.TARGETS,
     *receiver_session_target.TARGETS,
     *sender_session_target.TARGETS,
     *text_targets.TARGETS,

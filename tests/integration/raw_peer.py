@@ -228,9 +228,9 @@ def authorise(receiver: Receiver, options: str = "") -> RawSender:
     return RawSender(receiver.address, load_or_create_identity(receiver.state).public, me)
 
 
-def hello(session_id: bytes, index: int = 0) -> Hello:
+def hello(session_id: bytes, index: int = 0, capabilities: Capability = Capability.NONE) -> Hello:
     """A HELLO."""
-    return Hello(session_id, index, Capability(0), "raw")
+    return Hello(session_id, index, capabilities, "raw")
 
 
 def opening(vm: str, size: int, disk: int = 0, /, **fields: Any) -> OpenDisk:

@@ -7,7 +7,7 @@ and its log shows no stack trace.
 import secrets
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -43,6 +43,7 @@ from raw_peer import (
     zstd,
 )
 
+from flatship_protocol.codec import HistoryEncoder
 from flatship_protocol.constants import CHUNK_SIZE, MAX_CIPHERTEXT, MAX_DISK_SIZE, SEGMENT_CHUNKS
 from flatship_protocol.errors import ErrorCode
 from flatship_protocol.handshake import RESPONSE_SIZE, Initiator, pair_psk, version_notice
@@ -50,6 +51,7 @@ from flatship_protocol.invitation import decode_invitation
 from flatship_protocol.messages import (
     Abandon,
     Capability,
+    Codec,
     Credit,
     DiskFailed,
     DiskOpened,
@@ -61,6 +63,7 @@ from flatship_protocol.messages import (
     Message,
     Ping,
     Pong,
+    Proving,
     Segment,
     SegmentKind,
     Stored,
@@ -75,6 +78,7 @@ from flatship_receiver.admission import (
 )
 from flatship_receiver.pipeline import MAX_OPEN_SEGMENTS
 from flatship_receiver.sessions import CREDIT, MAX_DISKS
+from flatship_receiver.windows import STREAMS
 from flatship_service.keys import format_key
 
 MEMORY_LIMIT: Final = 256 << 20  # bytes, resident, at its peak
@@ -850,3 +854,152 @@ def test_credit_exceeded_ends_the_connection(me: RawSender, pair: Pair, vm: str)
             wire.send(compressed(data, ZEROS, number * MIB))
         assert wire.rest()[-1] == Error(ErrorCode.CREDIT_EXCEEDED)
     wait_until(lambda: pair.receiver.files(vm) == [], "files removed")
+
+
+# Streams with history
+
+
+@contextmanager
+def with_history(me: RawSender, vm: str, *disks: int) -> Iterator[Wire]:
+    """A connection that may carry a stream, with disks of 4 MiB opened."""
+    with me.handshake() as wire:
+        wire.send(hello(secrets.token_bytes(16), capabilities=Capability.HISTORY))
+        answer = wire.expect(HelloOk)
+        assert answer.capabilities == Capability.HISTORY
+        assert (answer.history_window, answer.history_streams) == (25, STREAMS)
+        for disk in disks:
+            wire.send(opening(f"{vm}-{disk}" if disk else vm, 4 * MIB, disk))
+            wire.expect(DiskOpened)
+        yield wire
+
+
+def streamed(payload: bytes, data: bytes, offset: int = 0, **fields: Any) -> Message:
+    """A CHUNK whose payload claims to be ``data`` as the next blocks of a stream."""
+    return chunk(data, offset, codec=Codec.HISTORY, payload=memoryview(payload), **fields)
+
+
+def begun(data: bytes, level: int = 1, window_log: int = 25) -> bytes:
+    """The first payload of an honest stream."""
+    return HistoryEncoder(level, window_log).encode(data)
+
+
+BOMB: Final = ((128 << 10) << 3 | 2).to_bytes(3, "little") + b"\0"  # a block of 128 KiB of zeros
+FRAME_START: Final = b"\x28\xb5\x2f\xfd\0\x78"
+
+STREAM_OFFENCES: Final[dict[str, Message]] = {
+    "no begin": streamed(begun(ZEROS), ZEROS),
+    "garbage": streamed(noise(999), ZEROS, begin=True),
+    "cut": streamed(begun(ZEROS)[:-1], ZEROS, begin=True),
+    "trailing byte": streamed(begun(ZEROS) + b"\0", ZEROS, begin=True),
+    "frame that is ended": streamed(begun(ZEROS) + b"\x01\0\0", ZEROS, begin=True),
+    "two frames": streamed(begun(ZEROS[: MIB // 2]) * 2, ZEROS, begin=True),
+    "bomb": streamed(FRAME_START + BOMB * 4096, ZEROS, begin=True),
+    "too little": streamed(FRAME_START + BOMB * 7, ZEROS, begin=True),
+    "too many blocks": streamed(FRAME_START + b"\0\0\0" * 5000 + BOMB * 8, ZEROS, begin=True),
+    "window beyond the announced": streamed(begun(ZEROS, 1, 26), ZEROS, begin=True),
+    "window huge": streamed(b"\x28\xb5\x2f\xfd\0\xa8" + BOMB * 8, ZEROS, begin=True),
+    "dictionary": streamed(b"\x28\xb5\x2f\xfd\x01\x78\x07" + BOMB * 8, ZEROS, begin=True),
+    "content size": streamed(
+        b"\x28\xb5\x2f\xfd\x80\x78" + MIB.to_bytes(4, "little") + BOMB * 8, ZEROS, begin=True
+    ),
+}
+
+
+@pytest.mark.parametrize("offence", STREAM_OFFENCES)
+def test_offence_against_a_stream_ends_its_connection(
+    me: RawSender, pair: Pair, vm: str, offence: str
+) -> None:
+    with with_history(me, vm, 0) as wire:
+        wire.send(STREAM_OFFENCES[offence])
+        assert [m for m in wire.rest() if not isinstance(m, Stored)] == [Error(ErrorCode.MALFORMED)]
+    wait_until(lambda: pair.receiver.files(vm) == [], "files removed")
+
+
+def test_stream_goes_on_whatever_becomes_of_its_chunks(me: RawSender, pair: Pair, vm: str) -> None:
+    """Repeated, of a disk that is closed, of one that does not want it, and raw ones between."""
+    parts = [noise(MIB, seed) for seed in range(4)]
+    encoder = HistoryEncoder(3, 25)
+    with with_history(me, vm, 0, 1) as wire:
+        wire.send(streamed(encoder.encode(parts[0]), parts[0], begin=True))
+        wire.send(streamed(encoder.encode(parts[0]), parts[0]))  # which is a repetition
+        wire.send(Abandon(1, PASS, ErrorCode.CANCELLED))
+        wire.send(streamed(encoder.encode(parts[1]), parts[1], disk=1))  # whose disk is closed
+        wire.send(chunk(parts[2], 2 * MIB))
+        again = encoder.encode(parts[1])
+        assert len(again) < 4096  # nothing without those before it
+        wire.send(streamed(again, parts[1], MIB))
+        encoder.restart()
+        wire.send(streamed(encoder.encode(parts[3]), parts[3], 3 * MIB, begin=True))
+        data = b"".join(parts)
+        wire.send(end_pass(data, 4))
+        while not isinstance(message := wire.receive(), DiskProven):
+            assert isinstance(message, Stored | Proving) or message.disk == 1  # type: ignore[union-attr]
+        assert message.root_digest == root_of(data)
+        wire.send(Goodbye(last=True))
+
+
+def test_stream_that_is_one_too_many_ends_its_connection_and_no_other(
+    me: RawSender, vm: str
+) -> None:
+    session = secrets.token_bytes(16)
+    data = noise(MIB)
+    with with_session_of_history(me, session) as wires:
+        wires[0].send(opening(vm, 4 * MIB))
+        wires[0].expect(DiskOpened)
+        for index, wire in enumerate(wires[:STREAMS]):
+            wire.send(streamed(begun(data), data, index * MIB, begin=True))
+            wire.send(Ping(index))
+            assert until_pong(wire) == Pong(index)
+        wires[STREAMS].send(streamed(begun(data), data, 2 * MIB, begin=True))
+        assert wires[STREAMS].rest()[-1] == Error(ErrorCode.UNSUPPORTED)
+        wires[0].send(Goodbye(last=False))
+        wires[0].rest()  # and with its connection the stream has ended
+        wires[3].send(streamed(begun(data), data, 3 * MIB, begin=True), Ping(3))
+        assert until_pong(wires[3]) == Pong(3)
+        wires[3].send(Goodbye(last=True))
+
+
+@contextmanager
+def with_session_of_history(me: RawSender, session: bytes) -> Iterator[list[Wire]]:
+    """Four connections of a session."""
+    with ExitStack() as stack:
+        wires = []
+        for index in range(4):
+            wire = stack.enter_context(me.handshake())
+            wire.send(hello(session, index, capabilities=Capability.HISTORY))
+            assert wire.expect(HelloOk).history_streams == STREAMS
+            wires.append(wire)
+        yield wires
+
+
+def until_pong(wire: Wire) -> Message:
+    while isinstance(message := wire.receive(), Stored):
+        pass
+    return message
+
+
+def test_windows_are_granted_while_there_is_memory_and_come_back(
+    me: RawSender, authorised: Callable[..., RawSender]
+) -> None:
+    def granted(sender: RawSender, stack: ExitStack) -> int:
+        wire = stack.enter_context(sender.handshake())
+        wire.send(hello(secrets.token_bytes(16), capabilities=Capability.HISTORY))
+        return wire.expect(HelloOk).history_window
+
+    with ExitStack() as stack:
+        assert [granted(me, stack) for _ in range(4)] == [25, 23, 23, 0]
+        assert granted(authorised(), stack) == 0
+
+    def comes_back() -> bool:
+        with ExitStack() as stack:
+            return granted(me, stack) == 25
+
+    wait_until(comes_back, "windows given back")
+
+
+def test_without_the_capability_a_stream_ends_the_connection(me: RawSender, vm: str) -> None:
+    with me.session() as wire:
+        wire.send(opening(vm, MIB))
+        wire.expect(DiskOpened)
+        wire.send(streamed(begun(ZEROS), ZEROS, begin=True))
+        assert wire.rest() == [Error(ErrorCode.UNSUPPORTED)]

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -111,7 +112,7 @@ def chunk_body(
     payload: bytes = b"zstd frame",
     literal: int | None = None,
     codec: int = 1,
-    reserved: int = 0,
+    flags: int = 0,
     count: int | None = None,
     table: bytes = b"",
 ) -> bytes:
@@ -122,13 +123,18 @@ def chunk_body(
             u32(len(payload)),
             u32(length if literal is None else literal),
             u8(codec),
-            u8(reserved),
+            u8(flags),
             u16(len(table) // 16 if count is None else count),
             DIGEST,
             payload,
             table,
         )
     )
+
+
+def hello_ok(capabilities: int, window: int, streams: int) -> bytes:
+    front = u64(capabilities) + u64(64 << 20) + u16(16)
+    return front + u8(window) + u8(streams) + u32(90) + b"\0"
 
 
 def entry(kind: int, pages: int, image: int = 0, source: int = 0, reserved: int = 0) -> bytes:
@@ -163,6 +169,10 @@ ENCODINGS: dict[str, tuple[Message, bytes]] = {
             0x02, u64(0) + u64(64 << 20) + u16(16) + bytes(2) + u32(90) + b"\x40" + b"x" * 64
         ),
     ),
+    "HELLO_OK with history": (
+        HelloOk(Capability.HISTORY, 64 << 20, 16, 90, "", 25, 2),
+        plaintext(0x02, u64(8) + u64(64 << 20) + u16(16) + b"\x19\x02" + u32(90) + b"\0"),
+    ),
     "OPEN_DISK": (open_disk(), about_disk(0x03, open_body())),
     "OPEN_DISK replace": (open_disk(replace=True), about_disk(0x03, open_body(), flags=1)),
     "OPEN_DISK live": (open_disk(live=True), about_disk(0x03, open_body(), flags=2)),
@@ -182,6 +192,14 @@ ENCODINGS: dict[str, tuple[Message, bytes]] = {
         about_disk(
             0x05, chunk_body(payload=b"", literal=0, codec=0, table=entry(1, 1) + entry(2, 255))
         ),
+    ),
+    "CHUNK of a stream": (
+        replace(chunk(), codec=Codec.HISTORY),
+        about_disk(0x05, chunk_body(codec=2)),
+    ),
+    "CHUNK that begins a stream": (
+        replace(chunk(), codec=Codec.HISTORY, begin=True),
+        about_disk(0x05, chunk_body(codec=2, flags=1)),
     ),
     "STORED": (
         Stored(3, 2, ((0, 1 << 20), (5 << 20, 512))),
@@ -302,9 +320,7 @@ def test_reserved_bytes_of_the_header_are_zero(encoded: bytes) -> None:
     ("name", "reserved"),
     [
         ("HELLO", range(18, 24)),
-        ("HELLO_OK", range(18, 20)),
         ("OPEN_DISK", range(52, 56)),
-        ("CHUNK", range(21, 22)),
         ("CHUNK with segments", range(67, 68)),
         ("STORED", range(2, 8)),
         ("ABANDON", range(2, 8)),
@@ -365,7 +381,25 @@ BODIES_REFUSED: dict[str, tuple[int, bytes, str]] = {
     "empty chunk": (0x05, chunk_body(length=0), "length 0"),
     "chunk too long": (0x05, chunk_body(length=CHUNK_SIZE + 512), "length 1049088"),
     "chunk of no sectors": (0x05, chunk_body(length=100), "length 100"),
-    "unknown codec": (0x05, chunk_body(codec=2), "2 is no Codec"),
+    "unknown codec": (0x05, chunk_body(codec=3), "3 is no Codec"),
+    "frame of its own that begins a stream": (
+        0x05,
+        chunk_body(flags=1),
+        "flags 0x01 of codec ZSTD",
+    ),
+    "raw that begins a stream": (0x05, chunk_body(codec=0, flags=1), "flags 0x01 of codec RAW"),
+    "undefined flag of a stream": (0x05, chunk_body(codec=2, flags=3), "flags 0x03"),
+    "no literal, but a stream": (
+        0x05,
+        chunk_body(payload=b"", literal=0, codec=2, table=entry(1, 256)),
+        "codec HISTORY",
+    ),
+    "window without its capability": (0x02, hello_ok(0, 25, 0), "without their capability"),
+    "streams without their capability": (0x02, hello_ok(0, 0, 2), "without their capability"),
+    "no streams": (0x02, hello_ok(8, 25, 0), "0 streams"),
+    "no window": (0x02, hello_ok(8, 0, 2), "window of 2\\^0"),
+    "window too small": (0x02, hello_ok(8, 9, 2), "window of 2\\^9"),
+    "window too large": (0x02, hello_ok(8, 28, 2), "window of 2\\^28"),
     "raw of another length": (0x05, chunk_body(codec=0), "raw payload of 10 bytes"),
     "literal not the chunk": (0x05, chunk_body(literal=512), "literal length 512"),
     "no literal, no segments": (
@@ -430,7 +464,8 @@ BODIES_REFUSED: dict[str, tuple[int, bytes, str]] = {
 
 @pytest.mark.parametrize(("type_", "body", "reason"), BODIES_REFUSED.values(), ids=BODIES_REFUSED)
 def test_body_that_breaks_a_rule_is_refused(type_: int, body: bytes, reason: str) -> None:
-    refuses(about_disk(type_, body), reason)
+    about = plaintext if type_ == 0x02 else about_disk
+    refuses(about(type_, body), reason)
 
 
 def test_software_takes_at_most_64_bytes() -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from struct import Struct
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from flatship_protocol import connection as connection_layer
 from flatship_protocol import constants, digest, noise
+from flatship_protocol.codec import HistoryDecoder
 from flatship_protocol.constants import CHUNK_SIZE
 from flatship_protocol.errors import ErrorCode
 from flatship_protocol.handshake import Initiator, Responder, pair_psk, standing_psk, version_notice
@@ -150,15 +152,12 @@ def field_sizes(layout: str) -> list[int]:
     """Sizes of a layout's fields; SPEC.md's zeros, pad bytes here, are left out."""
     sizes = {"Q": 8, "I": 4, "H": 2, "B": 1}
     fields = re.findall(r"(\d*)([A-Za-z])", layout)
-    found = [
+    return [
         size
         for count, kind in fields
         if kind != "x"
         for size in ([int(count)] if kind == "s" else [sizes[kind]] * int(count or 1))
     ]
-    if layout == chunk_message._FIXED.format:
-        del found[5]  # reserved, and not a pad byte there, for speed
-    return found
 
 
 @pytest.mark.parametrize(
@@ -167,7 +166,7 @@ def field_sizes(layout: str) -> list[int]:
         ("format", DiskFormat, ["vmfs", "monolithicFlat", "twoGbMaxExtentFlat"]),
         ("provisioning", Provisioning, ["thin", "thick", "eager"]),
         ("adapter", Adapter, ["lsilogic", "buslogic", "ide"]),
-        ("codec", Codec, ["raw", "zstd"]),
+        ("codec", Codec, ["raw", "zstd", "history"]),
         ("kind", SegmentKind, ["literal", "zero", "keep", "copy"]),
     ],
 )
@@ -223,6 +222,9 @@ def test_limits_are_the_codes() -> None:
         "ranges in STORED or WANT": constants.MAX_RANGES,
         "digests in HELD": constants.MAX_HELD,
         "zstd window": constants.MAX_ZSTD_WINDOW,
+        "history window, smallest": 1 << constants.MIN_HISTORY_WINDOW_LOG,
+        "history window, largest": 1 << constants.MAX_HISTORY_WINDOW_LOG,
+        "blocks in a payload with history": constants.MAX_HISTORY_BLOCKS,
         "age at which a connection is replaced": constants.CONNECTION_MAX_AGE,
         "bytes after which a connection is replaced": constants.CONNECTION_MAX_BYTES,
         "connections of a session": admission.CONNECTIONS_PER_SESSION,
@@ -241,6 +243,25 @@ def test_limits_are_the_codes() -> None:
     written = facts(section("Limits"))
     assert written.pop("limit") == "value"
     assert {name: int(text.split()[0].replace(",", "")) for name, text in written.items()} == limits
+
+
+# Streams with history
+
+
+def test_history_values_are_one_stream() -> None:
+    written = facts(section("CHUNK ("))
+    counted = bytes(range(256)) * 2
+    chunks = {"first": counted, "second": counted + b"\x2a" * 512}
+    decoder = HistoryDecoder(20)
+    for name, data in chunks.items():
+        begin = name == "first"
+        payload = bytes.fromhex(written[f"{name} payload" + ", with *begin*" * begin])
+        out = memoryview(bytearray(len(data)))
+        decoder.decode_into(payload, out, begin=begin)
+        assert out == data
+        assert len(payload) < len(data) / 2 or begin
+        digest_written = written[f"SHA-256 of the {name} chunk's literals"]
+        assert sha256(data).hexdigest() == digest_written
 
 
 # Digests

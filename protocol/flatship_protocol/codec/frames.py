@@ -1,4 +1,4 @@
-"""Bounded zstd coding of chunks. See SPEC.md, "CHUNK"."""
+"""A chunk to a zstd frame of its own, and back. See SPEC.md, "CHUNK"."""
 
 from typing import Final
 

@@ -14,8 +14,9 @@ from flatship_protocol.constants import (
 from flatship_protocol.messages.body import DiskMessage, malformed
 from flatship_protocol.messages.registry import Codec, MessageType, SegmentKind
 
-# offset, length, payload length, literal length, codec, 0, segments, digest
+# offset, length, payload length, literal length, codec, flags, segments, digest
 _FIXED: Final = Struct(">QIIIBBH32s")
+_BEGIN: Final = 1
 _SEGMENT: Final = Struct(">BBHIQ")  # kind, 0, pages, image reference, source offset
 
 # Calling an enumeration takes several times as long as looking into a dict.
@@ -55,6 +56,7 @@ class Chunk(DiskMessage):
         segments: Cover the chunk's pages in order; empty: all of it is literal.
         payload: Decoded, a slice of the plaintext without a copy: whoever
             reuses the plaintext's buffer is done with the chunk first.
+        begin: The payload begins a stream; with codec HISTORY only.
     """
 
     TYPE: ClassVar = MessageType.CHUNK
@@ -66,6 +68,7 @@ class Chunk(DiskMessage):
     digest: bytes
     segments: tuple[Segment, ...]
     payload: memoryview
+    begin: bool = False
 
     def _body(self) -> bytes:
         return b"".join((self._front(), self.payload, self._segment_table()))
@@ -78,7 +81,7 @@ class Chunk(DiskMessage):
             len(self.payload),
             self.literal_length,
             self.codec,
-            0,
+            _BEGIN if self.begin else 0,
             len(self.segments),
             self.digest,
         )
@@ -100,15 +103,15 @@ class Chunk(DiskMessage):
             payload_length,
             literal_length,
             codec_number,
-            reserved,
+            coding_flags,
             count,
             digest,
         ) = _FIXED.unpack_from(body)
         codec = _CODECS.get(codec_number)
         if codec is None:
             _refuse(f"{codec_number} is no Codec")
-        if reserved:
-            _refuse("a reserved byte is not zero")
+        if coding_flags & ~(_BEGIN if codec is Codec.HISTORY else 0):
+            _refuse(f"flags {coding_flags:#04x} of codec {codec.name}")
         if offset % CHUNK_SIZE:
             _refuse(f"offset {offset} is not a multiple of {CHUNK_SIZE}")
         if not 0 < length <= CHUNK_SIZE or length % SECTOR_SIZE:
@@ -139,6 +142,7 @@ class Chunk(DiskMessage):
             digest,
             segments,
             body[_FIXED.size : payload_end],
+            bool(coding_flags),
         )
 
 

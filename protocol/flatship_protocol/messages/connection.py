@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import ClassVar, Final, Self
 
+from flatship_protocol.constants import MAX_HISTORY_WINDOW_LOG, MIN_HISTORY_WINDOW_LOG
 from flatship_protocol.errors import ErrorCode
 from flatship_protocol.messages.body import (
     ConnectionMessage,
@@ -19,7 +20,8 @@ from flatship_protocol.messages.registry import Capability, MessageType
 MAX_SOFTWARE: Final = 64  # bytes of UTF-8
 
 _HELLO: Final = Struct(">16sH6xQ")  # session id, connection index, capabilities
-_HELLO_OK: Final = Struct(">QQH2xI")  # capabilities, credit, connections, idle timeout
+# capabilities, credit, connections, history window, history streams, idle timeout
+_HELLO_OK: Final = Struct(">QQHBBI")
 _ERROR: Final = Struct(">H6xQQ")  # code, first number, second number
 _CREDIT: Final = Struct(">Q")  # bytes
 _TOKEN: Final = Struct(">Q")
@@ -64,6 +66,9 @@ class HelloOk(ConnectionMessage):
         connections: Allowed in the session.
         idle_timeout: Seconds.
         software: As in HELLO.
+        history_window: Base-2 logarithm of a stream's largest window in bytes, 10 to 27; 0
+            without the capability HISTORY.
+        history_streams: Connections of the session that may carry a stream at once; 0 without it.
     """
 
     TYPE: ClassVar = MessageType.HELLO_OK
@@ -73,16 +78,23 @@ class HelloOk(ConnectionMessage):
     connections: int
     idle_timeout: int
     software: str
+    history_window: int = 0
+    history_streams: int = 0
 
     def _body(self) -> bytes:
-        fields = (self.capabilities, self.credit, self.connections, self.idle_timeout)
+        history = (self.history_window, self.history_streams)
+        fields = (self.capabilities, self.credit, self.connections, *history, self.idle_timeout)
         return _HELLO_OK.pack(*fields) + pack_text(self.software)
 
     @classmethod
     def _parse(cls, flags: int, body: memoryview) -> Self:
-        capabilities, credit, connections, timeout = unpack_front(cls.TYPE, _HELLO_OK, body)
+        number, credit, connections, window, streams, timeout = unpack_front(
+            cls.TYPE, _HELLO_OK, body
+        )
+        capabilities = Capability(number)
+        _check_history(capabilities, window, streams)
         software = _software(cls.TYPE, body[_HELLO_OK.size :])
-        return cls(Capability(capabilities), credit, connections, timeout, software)
+        return cls(capabilities, credit, connections, timeout, software, window, streams)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +183,14 @@ class Pong(ConnectionMessage):
     @classmethod
     def _parse(cls, flags: int, body: memoryview) -> Self:
         return cls(*unpack(cls.TYPE, _TOKEN, body))
+
+
+def _check_history(capabilities: Capability, window_log: int, streams: int) -> None:
+    if Capability.HISTORY not in capabilities:
+        if window_log or streams:
+            malformed(MessageType.HELLO_OK, "streams with history without their capability")
+    elif not MIN_HISTORY_WINDOW_LOG <= window_log <= MAX_HISTORY_WINDOW_LOG or not streams:
+        malformed(MessageType.HELLO_OK, f"{streams} streams with a window of 2^{window_log} bytes")
 
 
 def _software(type_: MessageType, body: memoryview) -> str:

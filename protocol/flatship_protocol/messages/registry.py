@@ -38,13 +38,15 @@ class Capability(IntFlag):
     DELTA = 1  # chunks with KEEP segments, WANT in answer to them
     KNOWN = 2  # chunks with COPY segments
     RESUME = 4  # HELD after DISK_OPENED; incomplete disks are kept
+    HISTORY = 8  # payloads of one connection coded as one stream
 
 
 class Codec(IntEnum):
     """How the payload of a CHUNK is coded."""
 
     RAW = 0
-    ZSTD = 1
+    ZSTD = 1  # a frame of its own
+    HISTORY = 2  # the next blocks of the connection's stream
 
 
 class SegmentKind(IntEnum):
