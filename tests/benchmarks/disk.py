@@ -27,7 +27,7 @@ FILE_TREES = (Path("/usr/bin"), Path("/usr/lib"), Path("/usr/share"))
 # mke2fs draws these at random; a benchmark disk is the same each time it is made.
 _FILE_SYSTEM_UUID = "6f1d5c0e-9a51-4b7e-8a4e-2d5b5c1f0a11"
 _FILE_SYSTEM_EPOCH = "1700000000"
-_SYSTEM_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+SYSTEM_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 _COPY_PIECE = 4 * MIB
 
@@ -91,7 +91,7 @@ def copy_sparse(disk: Disk, target: Path) -> Disk:
     """Copy ``disk`` to ``target`` with its holes."""
     with disk.path.open("rb") as source, target.open("wb") as file:
         file.truncate(disk.size)
-        for offset, length in _data_runs(source.fileno(), disk.size):
+        for offset, length in data_runs(source.fileno(), disk.size):
             for start in range(offset, offset + length, _COPY_PIECE):
                 piece = os.pread(source.fileno(), min(_COPY_PIECE, offset + length - start), start)
                 os.pwrite(file.fileno(), piece, start)
@@ -100,7 +100,7 @@ def copy_sparse(disk: Disk, target: Path) -> Disk:
 
 def _build_guest(path: Path, tree: Path) -> None:
     deleted = _stage(_sampled_files(), tree)
-    environment = {**os.environ, "PATH": _SYSTEM_PATH, "E2FSPROGS_FAKE_TIME": _FILE_SYSTEM_EPOCH}
+    environment = {**os.environ, "PATH": SYSTEM_PATH, "E2FSPROGS_FAKE_TIME": _FILE_SYSTEM_EPOCH}
     with path.open("wb") as file:
         file.truncate(GUEST_SIZE)
     options = f"hash_seed={_FILE_SYSTEM_UUID},lazy_itable_init=1,root_owner=0:0"
@@ -188,12 +188,13 @@ def _scatter(guest: Disk, path: Path, size: int, *, pieces: int, total: int) -> 
 
 def _blocks(descriptor: int, size: int) -> Iterator[bytes]:
     """The whole blocks of 64 KiB that hold data; a scattered piece is a multiple of them."""
-    for offset, length in _data_runs(descriptor, size):
+    for offset, length in data_runs(descriptor, size):
         for start in range(offset, offset + length - 64 * KIB + 1, 64 * KIB):
             yield os.pread(descriptor, 64 * KIB, start)
 
 
-def _data_runs(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+def data_runs(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Offset and length of each run of a file that is not a hole, in order."""
     offset = 0
     while offset < size:
         try:
