@@ -10,10 +10,10 @@ TEST_ARGS := --numprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test guards crash soak fuzz faults bench lint lock clean
+.PHONY: help demo check test guards crash soak fuzz faults bench bench-slow lint lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: $(VENV_READY) ## move two small disks from end to end on this machine, and prove them
 	@scripts/debian-packages demo
@@ -48,6 +48,10 @@ faults: $(VENV_READY) ## long series of kills, failing system calls or hostile l
 bench: $(BENCH_READY) ## Flatship and its peers side by side; results in tests/benchmarks/results
 	@scripts/debian-packages bench
 	@PYTHONPATH=tests $(PYTHON) -m benchmarks.bench_pair $(BENCH_ARGS)
+
+bench-slow: $(BENCH_READY) ## the same over links of a set rate, from 10 Mbit/s up; needs root
+	@scripts/debian-packages bench
+	@PYTHONPATH=tests $(PYTHON) -m benchmarks.bench_slow $(BENCH_ARGS)
 
 lint: $(VENV_READY)
 	@.venv/bin/ruff format --check --quiet .

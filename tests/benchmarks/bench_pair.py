@@ -12,7 +12,6 @@ import contextlib
 import functools
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,26 +24,9 @@ from benchmarks.flatship_pair import NO_PROOF, UNJOURNALLED, FlatshipPair
 from benchmarks.interrupted import interrupt
 from benchmarks.peers import all_peers
 from benchmarks.processes import Usage, run, shown
+from benchmarks.workplace import Workplace, workplace
 
 _MEMORY = Path("/dev/shm")
-
-
-@dataclass(frozen=True, slots=True)
-class Workplace:
-    """Folders of one benchmark, removed after it."""
-
-    scratch: Path  # keys, logs, state
-    target: Path  # where copies are made
-
-
-@contextlib.contextmanager
-def workplace(parent: Path) -> Iterator[Workplace]:
-    """A workplace on the file system of ``parent``."""
-    with tempfile.TemporaryDirectory(dir=parent, prefix="flatship-bench-") as name:
-        place = Workplace(Path(name, "scratch"), Path(name, "target"))
-        place.scratch.mkdir()
-        place.target.mkdir()
-        yield place
 
 
 def data_path(rounds: int) -> list[str]:
@@ -211,18 +193,11 @@ def _compared(
 
 
 def _described(results: list[Result], place: Workplace) -> list[str]:
-    commands = "\n".join(result.command for result in results)
-    for folder, shown_as in (
-        (place.scratch, "scratch"),
-        (place.target, "target"),
-        (disk.cache_folder(), "disks"),
-        (Path(sys.executable).parent, ".venv/bin"),
-    ):
-        commands = commands.replace(str(folder), shown_as)
-    return [*table(results, results[0]), "", "## Commands", "", "```", commands, "```"]
+    commands = place.shown(result.command for result in results)
+    return [*table(results, results[0]), *commands]
 
 
-def _guest_line() -> str:
+def guest_line() -> str:
     guest = disk.guest_disk()
     return (
         f"Guest disk: {guest.size / GIB:.0f} GiB, {guest.data / GIB:.2f} GiB of it data,"
@@ -241,13 +216,13 @@ def main() -> None:
             f"unknown scenario {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}"
         )
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # cleaning up
-    guest_line = _guest_line()
+    of_guest = guest_line()
     for name in chosen.scenarios or SCENARIOS:
         scenario, rounds = SCENARIOS[name]
         print(f"{name}: {scenario.__doc__}", file=sys.stderr)
         body = scenario(chosen.rounds or rounds)
         arguments = ["python", "-m", "benchmarks.bench_pair", name]
-        path = report.write(name, f"{scenario.__doc__}\n\n{guest_line}", arguments, body)
+        path = report.write(name, f"{scenario.__doc__}\n\n{of_guest}", arguments, body)
         print(path.read_text())
 
 

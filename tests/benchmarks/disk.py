@@ -6,7 +6,9 @@ still on the disk and still cost. The other disks bound one thing each.
 """
 
 import hashlib
+import itertools
 import os
+import random
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ _FILE_SYSTEM_EPOCH = "1700000000"
 SYSTEM_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 _COPY_PIECE = 4 * MIB
+_BLOCK = 64 * KIB  # what dense and scattered files are made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +74,32 @@ def guest_disk() -> Disk:
     return describe(path)
 
 
-def dense_file(guest: Disk, size: int) -> Disk:
-    """A file of ``size`` bytes without holes: the first data of ``guest``, run after run."""
-    path = cache_folder() / f"dense-{size // MIB}MiB.raw"
+def dense_file(guest: Disk, size: int, skipped: int = 0) -> Disk:
+    """A file of ``size`` bytes without holes: data of ``guest``, run after run.
+
+    ``skipped`` bytes of data are left out before it.
+    """
+    path = cache_folder() / f"dense-{size // MIB}MiB-after-{skipped // MIB}MiB.raw"
     if not path.exists():
-        _scatter(guest, path, size, pieces=1, total=size)
+        _scatter(guest, path, size, pieces=1, total=size, skipped=skipped)
     return describe(path)
 
 
-def scattered_file(guest: Disk, size: int, total: int, pieces: int) -> Disk:
-    """The bytes of ``dense_file(guest, size)`` in ``pieces`` parts, far apart in ``total``."""
-    path = cache_folder() / f"scattered-{size // MIB}MiB-in-{total // GIB}GiB.raw"
+def scattered_file(guest: Disk, size: int, total: int, pieces: int, skipped: int = 0) -> Disk:
+    """The bytes of such a ``dense_file`` in ``pieces`` parts, far apart in ``total``."""
+    name = f"scattered-{size // MIB}MiB-after-{skipped // MIB}MiB-in-{total // GIB}GiB.raw"
+    path = cache_folder() / name
     if not path.exists():
-        _scatter(guest, path, size, pieces=pieces, total=total)
+        _scatter(guest, path, size, pieces=pieces, total=total, skipped=skipped)
+    return describe(path)
+
+
+def random_file(size: int) -> Disk:
+    """A file of ``size`` bytes, a multiple of 1 MiB, that nothing compresses; always the same."""
+    path = cache_folder() / f"random-{size // MIB}MiB.raw"
+    if not path.exists():
+        content = random.Random(size).randbytes(size)
+        path.write_bytes(content)
     return describe(path)
 
 
@@ -171,13 +187,14 @@ def _copy_content(source: Path, target: Path) -> None:
         os.sendfile(writing.fileno(), reading.fileno(), 0, source.stat().st_size)
 
 
-def _scatter(guest: Disk, path: Path, size: int, *, pieces: int, total: int) -> None:
+def _scatter(guest: Disk, path: Path, size: int, *, pieces: int, total: int, skipped: int) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as scratch:
         unfinished = Path(scratch) / path.name
         with guest.path.open("rb") as source, unfinished.open("wb") as file:
             file.truncate(total)
             written = 0
-            for block in _blocks(source.fileno(), guest.size):
+            blocks = _blocks(source.fileno(), guest.size)
+            for block in itertools.islice(blocks, skipped // _BLOCK, None):
                 if written == size:
                     break
                 piece, within = divmod(written, size // pieces)
@@ -189,8 +206,8 @@ def _scatter(guest: Disk, path: Path, size: int, *, pieces: int, total: int) -> 
 def _blocks(descriptor: int, size: int) -> Iterator[bytes]:
     """The whole blocks of 64 KiB that hold data; a scattered piece is a multiple of them."""
     for offset, length in data_runs(descriptor, size):
-        for start in range(offset, offset + length - 64 * KIB + 1, 64 * KIB):
-            yield os.pread(descriptor, 64 * KIB, start)
+        for start in range(offset, offset + length - _BLOCK + 1, _BLOCK):
+            yield os.pread(descriptor, _BLOCK, start)
 
 
 def data_runs(descriptor: int, size: int) -> Iterator[tuple[int, int]]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.contest import Run
-from benchmarks.disk import Disk
+from benchmarks.disk import Disk, copy_sparse
 from benchmarks.processes import Server, free_port, listens, run, serving, shown
+from benchmarks.way import LOOPBACK, Way
 
 _PSK_USER = "flatship"
 
@@ -70,12 +71,15 @@ class NbdPeer:
 class SshPeer:
     """A pipeline through a private sshd with keys of its own.
 
-    ``pipeline`` may name ``{disk}``, ``{target}`` and ``{ssh}`` (the ssh command
-    with its options, the host left out).
+    ``pipeline`` may name ``{disk}``, ``{target}``, ``{ssh}`` (the ssh command
+    with its options, the host left out) and ``{host}``. ``target`` is made by the
+    pipeline; with ``over`` it is a copy of that disk beforehand.
     """
 
     pipeline: str
     state: Path
+    way: Way = LOOPBACK
+    over: Disk | None = None
     command: str = ""
 
     def transfer(
@@ -84,7 +88,11 @@ class SshPeer:
         """See ``Contestant``."""
         target = folder / "copy.raw"
         port = free_port()
-        pipeline = self.pipeline.format(disk=disk.path, target=target, ssh=self._ssh(port))
+        if self.over is not None:
+            copy_sparse(self.over, target)
+        pipeline = self.pipeline.format(
+            disk=disk.path, target=target, ssh=self._ssh(port), host=self.way.host
+        )
         self.command = pipeline
         with self._sshd(port) as sshd:
             return _timed([pipeline], sshd, at_start, shell=True), target
@@ -103,13 +111,13 @@ class SshPeer:
                 run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.state / key])
         configuration = self.state / "sshd_config"
         configuration.write_text(
-            f"ListenAddress 127.0.0.1:{port}\n"
+            f"ListenAddress {self.way.host}:{port}\n"
             f"HostKey {self.state}/host_key\n"
             f"AuthorizedKeysFile {self.state}/user_key.pub\n"
             f"PidFile none\nUsePAM no\nStrictModes no\nPermitRootLogin prohibit-password\n"
         )
         sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin") or "/usr/sbin/sshd"
-        command: list[str | Path] = [sshd, "-D", "-e", "-f", configuration]
+        command: list[str | Path] = [*self.way.beyond, sshd, "-D", "-e", "-f", configuration]
         with (
             _privilege_separation_folder(),
             serving(
@@ -152,13 +160,35 @@ def all_peers(state: Path) -> dict[str, NbdPeer | SshPeer]:
             "qemu-img convert -n -W -m 8 -f raw -O raw {disk} {uri}", state
         ),
         "rsync over ssh": SshPeer(
-            "rsync -S -z --zc=zstd --zl=1 -e '{ssh}' {disk} 127.0.0.1:{target}", state
+            "rsync -S -z --zc=zstd --zl=1 -e '{ssh}' {disk} {host}:{target}", state
         ),
         "dd over ssh": SshPeer(
-            "dd if={disk} bs=4M status=none | {ssh} 127.0.0.1 dd of={target} bs=4M status=none",
+            "dd if={disk} bs=4M status=none | {ssh} {host} dd of={target} bs=4M status=none",
             state,
         ),
     }
+
+
+def slow_link_peers(state: Path, way: Way) -> dict[str, SshPeer]:
+    """What one would use over a slow link, compressed as well as its speed allows."""
+    pipe = (
+        "zstd -{level} --long=27 -T0 -q -c {{disk}} | {{ssh}} {{host}}"
+        " 'zstd -d --long=27 -q -c"
+        " | dd of={{target}} bs=1M iflag=fullblock conv=sparse status=none'"
+    )
+    return {
+        "rsync --zl=3": SshPeer(
+            "rsync -S -z --zc=zstd --zl=3 -e '{ssh}' {disk} {host}:{target}", state, way
+        ),
+        "zstd -3 over ssh": SshPeer(pipe.format(level=3), state, way),
+        "zstd -9 over ssh": SshPeer(pipe.format(level=9), state, way),
+    }
+
+
+def rsync_inplace(state: Path, way: Way, over: Disk) -> SshPeer:
+    """Brings a copy of ``over`` up to date by its differences, which rsync finds at both ends."""
+    command = "rsync --inplace -z --zc=zstd --zl=3 -e '{ssh}' {disk} {host}:{target}"
+    return SshPeer(command, state, way, over)
 
 
 def versions() -> list[str]:
@@ -169,6 +199,7 @@ def versions() -> list[str]:
         ["qemu-img", "--version"],
         ["rsync", "--version"],
         ["ssh", "-V"],
+        ["zstd", "--version"],
     ]
     lines = []
     for command in commands:

@@ -31,14 +31,19 @@ def write(
         body: Lines of Markdown.
         results: The folder, which is made.
     """
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    path = results / f"{today}-{name}.md"
-    lines = [f"# {name}, {today}", "", bounds, "", *body, "", "## Conditions", ""]
+    path = beside(name, ".md", results)
+    lines = [f"# {name}, {path.name[:10]}", "", bounds, "", *body, "", "## Conditions", ""]
     lines += [f"- {line}" for line in (*machine(), *versions())]
     lines += [f"- command: `{' '.join(arguments)}`"]
-    results.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def beside(name: str, suffix: str, results: Path = _RESULTS) -> Path:
+    """Where today's result of that name is kept, or a picture for it; its folder is made."""
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    results.mkdir(exist_ok=True)
+    return results / f"{today}-{name}{suffix}"
 
 
 def machine() -> list[str]:

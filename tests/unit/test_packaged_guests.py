@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from benchmarks.disk import Disk, describe
 from benchmarks.packaged_guests import PAGE, Shared, shared_pages
 
