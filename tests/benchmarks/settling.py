@@ -68,13 +68,13 @@ def best_at(fixed: Sequence[Fixed], rate: float) -> Fixed:
 def oracle_seconds(data: float, steps: Sequence[Step], fixed: Sequence[Fixed]) -> float:
     """How long ``data`` bytes take with the best fixed level in each step."""
     passed = 0.0
-    for number, step in enumerate(steps):
-        advance = best_at(fixed, step.rate).at(step.rate)
-        if number == len(steps) - 1 or data <= advance * step.seconds:
-            break
-        data -= advance * step.seconds
+    for step in steps[:-1]:
+        moved = best_at(fixed, step.rate).at(step.rate) * step.seconds
+        if data <= moved:
+            return passed + data / moved * step.seconds
+        data -= moved
         passed += step.seconds
-    return passed + data / advance
+    return passed + data / best_at(fixed, steps[-1].rate).at(steps[-1].rate)
 
 
 def settle(samples: Sequence[Sample], steps: Sequence[Step]) -> list[Settled]:

@@ -21,9 +21,10 @@ MBIT = 1_000_000  # bits a second
 _FAR = "far"  # the interface in the namespace
 _BURST = 0.002  # seconds at full rate that may pass at once
 _QUEUE = 0.05  # seconds at full rate that may wait
-# Bytes that the stack may hand down as one packet. A smaller burst would cut longer ones, but
-# for ever hold up one that waited already when the burst became smaller than it.
-_LONGEST_PACKET = 65536 + 64
+# Bytes that the stack may hand down as one packet, with the headers that its 46 segments will
+# have. A smaller burst would cut longer packets, but for ever hold up one that waited already
+# when the rate fell.
+_LONGEST_PACKET = 72_000
 _TIMEOUT = 20.0  # seconds for ip and tc
 
 

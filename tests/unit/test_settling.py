@@ -17,13 +17,14 @@ def sampled(
     until: float,
     rate: Callable[[float], float],
     level: Callable[[float], int | None] = lambda _: 3,
-    ratio: float = 3.0,
+    ratio: Callable[[float], float] = lambda _: 3.0,
 ) -> list[Sample]:
     """A transfer looked at ten times a second: ``rate`` in bits a second, by the time."""
-    samples, wire = [], 0.0
+    samples, wire, read = [], 0.0, 0.0
     for number in range(round(until * 10)):
         at = number / 10
-        samples.append(Sample(at, round(wire), round(wire * ratio), level(at), 0))
+        samples.append(Sample(at, round(wire), round(read), level(at), 0))
+        read += rate(at) / 8 / 10 * ratio(at)
         wire += rate(at) / 8 / 10
     return samples
 
@@ -81,6 +82,12 @@ def test_a_steady_advance_is_settled_though_the_cpu_cannot_fill_the_link() -> No
     (found,) = settle(sampled(20, lambda _: 300 * MBIT), [Step(1000 * MBIT, 20)])
     assert found.settled_after == 0
     assert found.use == pytest.approx(0.3, abs=0.01)
+
+
+def test_data_that_compresses_now_well_and_now_badly_does_not_unsettle_a_full_link() -> None:
+    samples = sampled(20, lambda _: 100 * MBIT, ratio=lambda at: (1.5, 6.0)[int(at / 3) % 2])
+    (found,) = settle(samples, [Step(100 * MBIT, 20)])
+    assert found.settled_after == 0
 
 
 def test_a_level_that_never_rests_never_settles() -> None:
