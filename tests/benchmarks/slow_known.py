@@ -41,6 +41,7 @@ def delta(plan: Plan) -> list[str]:
         with paired(place.scratch, place.target, link.way) as pairing:
             link.shape(None)
             live, _ = pairing.send([changed], options=("--live",))
+            between = pairing.kept()  # a page index goes when its disk is published
             pages = _change_pages(changed, min(_CHANGED_PAGES, changed.size // _PAGE // 4))
             reading = _reading(changed)
             link.shape(_RATE)
@@ -49,7 +50,8 @@ def delta(plan: Plan) -> list[str]:
             final, _ = pairing.send([changed])
             wire = link.counted().since(mark)
             assert_identical(changed, pairing.copy(), "Flatship")
-            kept = pairing.kept()
+            after = pairing.kept()
+            kept = Kept(max(between.sender, after.sender), max(between.receiver, after.receiver))
             typed = pairing.commands
         peer = Rival("rsync --inplace", rsync_inplace(place.scratch, link.way, before))
         cross(link, [peer], changed, place.target, rounds=1, before=cold_caches)
