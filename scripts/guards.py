@@ -24,6 +24,9 @@ DELTAS = "tests/simulation/test_deltas.py"
 TRANSFERS = "tests/simulation/test_in_process_transfers.py"
 STORE = "tests/unit/test_local_datastore.py"
 PROOF = "tests/unit/test_proof.py"
+PACING = "tests/unit/test_pacing.py"
+THROTTLE = "tests/unit/test_throttle.py"
+SCHEDULE = "tests/unit/test_schedule.py"
 SCHEDULES = "tests/simulation/test_schedules.py"
 POWER_CUTS = "tests/crash/test_power_loss.py"  # which takes root
 
@@ -343,6 +346,41 @@ GUARDS = (
         "    return\n",
         (SCHEDULES,),
         LONG,
+    ),
+    Guard(
+        "an idle hour is worth no more than a small burst",
+        f"{SENDER}/pacing.py",
+        "min(self.depth, level))",
+        "level)",
+        (PACING,),
+    ),
+    Guard(
+        "what TCP sent beyond what was expected is made up for",
+        f"{SENDER}/throttle.py",
+        "        return self.excess - before\n",
+        "        return 0\n",
+        (THROTTLE,),
+    ),
+    Guard(
+        "periods that overlap are refused",
+        f"{SENDER}/schedule.py",
+        "                    if other is not None:\n",
+        "                    if other is each:\n",
+        (SCHEDULE,),
+    ),
+    Guard(
+        "a schedule with gaps needs a rate beside it",
+        f"{SENDER}/config.py",
+        "    return Schedule(rate, periods)",
+        "    return Schedule(inf if rate is None else rate, periods)",
+        ("tests/unit/test_sender_config.py",),
+    ),
+    Guard(
+        "a run takes more of a shared limit only when others had time to take less",
+        f"{SENDER}/limits.py",
+        "return self._caution.look(share, alone=not others)",
+        "return share",
+        ("tests/unit/test_limits.py",),
     ),
 )
 

@@ -144,6 +144,8 @@ class LiveBars:
         facts = [f"{figures.percent(done, size)} of {format_size(size)}"]
         if live and (wire_rate := self._meters.wire.rate()) is not None:
             facts.append(f"{format_rate(wire_rate)} on the wire")
+        if live and progress.limit is not None:
+            facts.append(f"limit {format_rate(progress.limit)}")
         eta = figures.seconds_left(remaining, self._meters.moved.rate(figures.ETA_SPAN))
         if remaining and eta is not None and progress.stall is None:
             facts.append(f"{format_duration(eta)} left")

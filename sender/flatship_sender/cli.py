@@ -15,6 +15,7 @@ from flatship_protocol.errors import TransferError
 from flatship_protocol.invitation import decode_invitation
 from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
 from flatship_sender.compression import MAX_LEVEL, MIN_LEVEL, Policy
+from flatship_sender.config import MIN_LIMIT, TOO_LOW
 from flatship_sender.daemon import DEFAULT_CONNECTIONS, Order, SendOptions, Target, pair
 from flatship_sender.daemon import send as send_disks
 from flatship_sender.display import choose_display
@@ -25,7 +26,16 @@ from flatship_sender.receivers import Receivers, default_name
 from flatship_sender.results import from_progress, render_table, to_json
 from flatship_sender.sources.raw import open_source
 from flatship_service import __version__
-from flatship_service.cli import DURATION, INTERRUPTED, SIZE, Parsed, run, state_option, tell
+from flatship_service.cli import (
+    DURATION,
+    INTERRUPTED,
+    SIZE,
+    Parsed,
+    config_option,
+    run,
+    state_option,
+    tell,
+)
 from flatship_service.keys import format_key, load_or_create_identity
 from flatship_service.paths import state_folder
 from flatship_service.units import parse_rate
@@ -36,7 +46,6 @@ FORMATS: Final = {
     "twoGbMaxExtentFlat": DiskFormat.TWO_GB_MAX_EXTENT_FLAT,
 }
 PROVISIONINGS: Final = {kind.name.lower(): kind for kind in Provisioning}
-MIN_LIMIT: Final = 8 << 10  # bytes per second; receivers tolerate half of it
 MAX_CONNECTIONS: Final = 14  # receivers allow 16: two more while connections are replaced
 MAX_INVITATION: Final = 1 << 16  # bytes read of what should be one line
 HARDWARE_VERSIONS: Final = ("8", "9", "10", "11", "13", "14", "17", "20")
@@ -63,7 +72,7 @@ def _compression(text: str) -> Policy:
 def _limit(text: str) -> int:
     rate = parse_rate(text)
     if rate < MIN_LIMIT:
-        raise ValueError("expected at least 8KiB/s, or the receiver takes the link for dead")
+        raise ValueError(TOO_LOW)
     return rate
 
 
@@ -162,6 +171,7 @@ def inspect_(sources: tuple[str, ...], exact: bool, as_json: bool) -> None:
 @click.option("--live", is_flag=True, help="Read a source that is in use; it is not published.")
 @click.option("--dry-run", is_flag=True, help="Ask the receiver whether it would take the disks.")
 @click.option("--limit", type=LIMIT, help="Bytes a second on the wire, such as 20MB or 100Mbit.")
+@click.option("--disk-limit", type=LIMIT, help="Likewise, for each SOURCE.")
 @click.option(
     "--connections",
     metavar="N",
@@ -193,6 +203,7 @@ def inspect_(sources: tuple[str, ...], exact: bool, as_json: bool) -> None:
 @click.option("--http", type=ADDRESS, help="Serve metrics here while it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
+@config_option
 @state_option
 def send(
     sources: tuple[str, ...],
@@ -207,6 +218,7 @@ def send(
     live: bool,
     dry_run: bool,
     limit: int | None,
+    disk_limit: int | None,
     connections: int,
     compression: Policy,
     patience: float,
@@ -214,6 +226,7 @@ def send(
     http: Endpoint | None,
     as_json: bool,
     quiet: bool,
+    config: Path | None,
     state: Path | None,
 ) -> int:
     """Send each SOURCE, a raw file or a block device; publish it as a VMDK once it is proven."""
@@ -241,8 +254,10 @@ def send(
             http,
             patience=patience,
             index_limit=index_limit,
+            disk_limit=disk_limit,
         ),
         _command_line(),
+        config,
     )
     display = choose_display(sys.stderr, json=as_json, quiet=quiet)
     outcome = send_disks(order, display, __version__)

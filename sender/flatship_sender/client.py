@@ -53,6 +53,7 @@ from flatship_protocol.messages import (
 from flatship_sender.asides import Asides
 from flatship_sender.receivers import Receiver
 from flatship_sender.refusals import NotAuthorised, RefusedByReceiver
+from flatship_sender.throttle import Throttle
 
 CAPABILITIES: Final = Capability.RESUME | Capability.DELTA
 SOFTWARE: Final = "flatship-sender"
@@ -158,7 +159,7 @@ class Client:
         on_message: Called with (epoch, message) for all that is not about the
             connection itself. What it raises ends the session.
         lifetime: When connections are replaced.
-        pace: Bytes per second over all connections; None for no limit.
+        throttle: Limits all connections together, and those of other sessions with them.
         dial: Makes the streams.
         on_open: Called when the first connection stands.
     """
@@ -171,7 +172,7 @@ class Client:
         on_message: Callable[[int, Message], None],
         *,
         lifetime: Lifetime | None = None,
-        pace: int | None = None,
+        throttle: Throttle | None = None,
         dial: Dial | None = None,
         on_open: Callable[[], None] | None = None,
     ) -> None:
@@ -180,7 +181,7 @@ class Client:
         self._session = session
         self._on_message = on_message
         self._lifetime = lifetime or Lifetime()
-        self._pace = pace
+        self._throttle = throttle
         self._dial = dial
         self._on_open = on_open
         self._idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
@@ -194,7 +195,6 @@ class Client:
         self._replacement: asyncio.Task[None] | None = None
         self._widened = False
         self._readers: set[asyncio.Task[None]] = set()
-        self._share: int | None = None
         self._replace_from = 0.0  # on the loop's clock
         self.shortfall: TransferError | None = None
         """Why ``widen`` made fewer connections than it was asked for, if it did."""
@@ -240,13 +240,11 @@ class Client:
     async def widen(self, connections: int) -> None:
         """Bring the session to ``connections`` connections, or as many as can be made."""
         assert self._tasks is not None
-        self._share_pace(connections)
         try:
             for _ in range(connections - self.live):
                 await self._add()
         except TransferError as error:
             self.shortfall = error
-            self._share_pace(self.live)
         self._widened = True
 
     async def borrow(self) -> Connection:
@@ -300,23 +298,14 @@ class Client:
         connection, hello = await connect(
             self._receiver, self._credentials, self._session, index, self._dial
         )
+        if self._throttle is not None and isinstance(connection.stream, SocketStream):
+            self._throttle.add(connection.stream)
         self._born[connection] = asyncio.get_running_loop().time()
-        self._apply_pace(connection)
         reader = self._tasks.create_task(self._read(connection))
         self._readers.add(reader)
         reader.add_done_callback(self._readers.discard)
         self._idle.put_nowait(connection)
         return hello
-
-    def _share_pace(self, connections: int) -> None:
-        if self._pace is not None:
-            self._share = max(1, self._pace // connections)
-            for connection in self._born:
-                self._apply_pace(connection)
-
-    def _apply_pace(self, connection: Connection) -> None:
-        if self._share is not None and isinstance(connection.stream, SocketStream):
-            connection.stream.pace(self._share)
 
     async def _read(self, connection: Connection) -> None:
         buffer = bytearray(MAX_CIPHERTEXT_TO_SENDER)

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,23 +20,27 @@ from flatship_protocol.names import check_name
 from flatship_sender.claims import SESSION_ID_SIZE, Claim, claim
 from flatship_sender.client import Client, Credentials, Lifetime, SessionName, connect
 from flatship_sender.compression import CompressionController, Policy
+from flatship_sender.config import Config, configure
 from flatship_sender.display import Display, following
 from flatship_sender.incarnations import Incarnations
 from flatship_sender.job import FIRST_PASS, Job
+from flatship_sender.limits import Limiter
 from flatship_sender.observer import Unobserved
 from flatship_sender.page_indexes import DEFAULT_LIMIT, PageIndexes
 from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import DiskProgress, TransferProgress
 from flatship_sender.receivers import Receiver, Receivers
+from flatship_sender.shares import Table
 from flatship_sender.sources.base import BlockSource
 from flatship_sender.sources.raw import open_source
+from flatship_sender.throttle import Throttle
 from flatship_service.cli import INTERRUPTED, tell
 from flatship_service.errors import ConfigError
 from flatship_service.http import HttpEndpoint
 from flatship_service.keys import Identity
 from flatship_service.leaving import leave_without_threads
-from flatship_service.signals import stop_on_signal
+from flatship_service.signals import on_hangup, stop_on_signal
 from flatship_service.workers import Workers
 
 if TYPE_CHECKING:
@@ -64,9 +69,10 @@ class Target:
 class SendOptions:
     """How disks are sent.
 
-    ``limit`` is in bytes per second over all connections. ``patience`` is how many
-    seconds without progress a lost session is tried again; 0 for not at all.
-    ``index_limit`` is how many bytes the page indexes of all disks may take.
+    ``limit`` is in bytes per second on the wire, over all connections, ``disk_limit``
+    likewise, for each disk. ``patience`` is how many seconds without progress a lost
+    session is tried again; 0 for not at all. ``index_limit`` is how many bytes the page
+    indexes of all disks may take.
     """
 
     connections: int
@@ -78,6 +84,7 @@ class SendOptions:
     lifetime: Lifetime = field(default_factory=Lifetime)
     patience: float = DEFAULT_PATIENCE
     index_limit: int = DEFAULT_LIMIT
+    disk_limit: int | None = None
 
 
 def disk_names(vm: str, count: int) -> list[str]:
@@ -85,9 +92,11 @@ def disk_names(vm: str, count: int) -> list[str]:
     return [vm if number == 0 else f"{vm}_{number}" for number in range(count)]
 
 
-def worthwhile(connections: int, limit: int | None) -> int:
+def worthwhile(connections: int, limit: float) -> int:
     """How many connections to use, of so many, for ``limit`` bytes per second in all."""
-    return connections if limit is None else min(connections, max(1, limit // WORTH_A_CONNECTION))
+    if limit == inf:
+        return connections
+    return min(connections, max(1, int(limit // WORTH_A_CONNECTION)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,7 @@ class Order:
     """One command's work: which disks go where, how, and as whom.
 
     ``command`` is the command line for a shell, told to whoever has to repeat it.
+    ``config`` is the configuration file, None for the system's.
     """
 
     paths: tuple[str, ...]
@@ -104,6 +114,7 @@ class Order:
     target: Target
     options: SendOptions
     command: str = "the same command"
+    config: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +141,23 @@ def send(order: Order, display: Display, version: str) -> Outcome:
         SourceError: A source cannot be sent; nothing was started.
         AlreadySending: Another run is at it.
         EpochNotNoted: The state folder cannot be written.
-        ConfigError: Metrics cannot be served where asked.
+        ConfigError: The configuration is wrong, or metrics cannot be served where asked.
+        SharesNotNoted: A limit cannot be shared with other runs.
     """
     import uvloop  # noqa: PLC0415  # only those who send wait for it
 
+    config = configure(order.config)
     _check_names(order)
+    _check_limited(order, config)
     with ExitStack() as cleanup:
         sources = [_open(path, order, cleanup) for path in _distinct(order.paths)]
         held = cleanup.enter_context(claim(order.state, order.receiver.name, order.target.vm))
         jobs = _jobs(sources, order, cleanup)
         workers = Workers(max(2, os.cpu_count() or 1), "flatship-worker")
         cleanup.callback(workers.close)
-        return uvloop.run(_send(order, jobs, held, workers, display, version))
+        table = Table(order.state)
+        cleanup.callback(table.close)
+        return uvloop.run(_send(order, config, table, jobs, held, workers, display, version))
 
 
 async def pair(
@@ -167,6 +183,8 @@ async def pair(
 
 async def _send(
     order: Order,
+    config: Config,
+    table: Table,
     jobs: Sequence[Job],
     held: Claim,
     workers: Workers,
@@ -179,19 +197,39 @@ async def _send(
     )
     metrics = None if options.http is None else _metrics(progress, version)
     controller = CompressionController(options.compression, workers.count)
+    throttle = Throttle()
+    limiter = Limiter(
+        config,
+        lambda: configure(order.config),
+        throttle,
+        progress,
+        table,
+        workers,
+        command=options.limit or inf,
+        a_disk=options.disk_limit or inf,
+    )
+    await limiter.look()
 
     def begin(
         jobs: Sequence[Job], session: SessionName, on_open: Callable[[], None]
     ) -> tuple[Transfer, Client]:
         observer = metrics or Unobserved()
-        transfer = Transfer(jobs, progress, controller, observer, workers, session.epoch)
+        transfer = Transfer(
+            jobs,
+            progress,
+            controller,
+            observer,
+            workers,
+            session.epoch,
+            disk_limit=options.disk_limit,
+        )
         client = Client(
             order.receiver,
             Credentials(order.identity.private, order.receiver.psk),
             session,
             transfer.dispatch,
             lifetime=options.lifetime,
-            pace=options.limit,
+            throttle=throttle,
             on_open=on_open,
         )
         return transfer, client
@@ -201,7 +239,7 @@ async def _send(
         progress,
         held,
         begin,
-        connections=worthwhile(options.connections, options.limit),
+        connections=worthwhile(options.connections, limiter.ceiling),
         patience=options.patience,
         command=order.command,
     )
@@ -209,6 +247,7 @@ async def _send(
         if options.http is not None and metrics is not None:
             await cleanup.enter_async_context(_metrics_served(metrics, progress, options.http))
         stop = cleanup.enter_context(stop_on_signal(asyncio.get_running_loop()))
+        await cleanup.enter_async_context(_limits_kept(limiter, stop))
         await cleanup.enter_async_context(following(display, progress))
         running = asyncio.create_task(incarnations.run())
         failure = await _finish(running, incarnations, stop, display)
@@ -245,6 +284,26 @@ async def _finish(
     return None
 
 
+@asynccontextmanager
+async def _limits_kept(limiter: Limiter, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Have limits follow the clock and the other runs, and SIGHUP read them again."""
+    loop = asyncio.get_running_loop()
+    tasks = {loop.create_task(limiter.run())}
+
+    def read_again() -> None:
+        task = loop.create_task(limiter.read_again())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    with on_hangup(loop, read_again, stop.set):
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+
 def _metrics(progress: TransferProgress, version: str) -> "SenderMetrics":
     from flatship_sender.metrics import SenderMetrics  # noqa: PLC0415  # 20 ms that few need
 
@@ -276,6 +335,15 @@ async def _metrics_served(
 
 def _health(progress: TransferProgress) -> str:
     return "sending" if progress.waiting is None else "waiting for the receiver"
+
+
+def _check_limited(order: Order, config: Config) -> None:
+    """Say so if a receiver is limited that nobody has paired with: it may be a slip."""
+    known = Receivers(order.state).names()
+    for name in config.limits.receivers:
+        if name not in known:
+            names = ", ".join(known)
+            tell(f"warning: limits.receivers.{name}: there is no such receiver; known: {names}")
 
 
 def _check_names(order: Order) -> None:

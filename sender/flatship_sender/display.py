@@ -123,7 +123,8 @@ class Silent:
 class LogLines:
     """A line for each disk at every change of state, and every 30 s while it is at work.
 
-    Also one when nothing moves, or the receiver is waited for, and every 30 s of that.
+    Also one when the limit changes, and when nothing moves, or the receiver is waited for, and
+    every 30 s of that.
 
     Args:
         stream: Where the lines go.
@@ -140,12 +141,14 @@ class LogLines:
         self._stalls = StallTeller(LOG_LINE_INTERVAL)
         self._wait_said: tuple[str, float] | None = None  # the reasons, when
         self._reconnections = 0
+        self._limit_said: tuple[float | None, float] | None = None  # the limit, when
 
     def show(self, progress: TransferProgress, now: float) -> None:
         """Write the lines that are due."""
         self._meters.look(progress, now)
         self._show_stall(progress, now)
         self._show_waiting(progress, now)
+        self._show_limit(progress, now)
         for index, disk in enumerate(progress.disks):
             meters = self._meters.disks[index]
             state, when = self._said.get(index, (TransferState.WAITING, now))
@@ -175,6 +178,14 @@ class LogLines:
             times = figures.waiting_times(waiting, now)
             receiver = printable(progress.receiver)
             self._write(f"waiting for receiver {receiver}: {reasons}; {times}")
+
+    def _show_limit(self, progress: TransferProgress, now: float) -> None:
+        """Say what limit is in force when it is another; not each second, if it is shared."""
+        limit, when = self._limit_said or (None, now - LOG_LINE_INTERVAL)
+        if progress.limit != limit and now - when >= LOG_LINE_INTERVAL:
+            self._limit_said = (progress.limit, now)
+            said = "none" if progress.limit is None else format_rate(progress.limit)
+            self._write(f"{printable(progress.receiver)}: limit {said}")
 
     def _write(self, line: str) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._wall()))

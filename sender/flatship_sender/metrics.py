@@ -193,6 +193,7 @@ class _Transfers(Collector):
         """All samples of this moment."""
         yield from self._collect_disks()
         yield self._stalled()
+        yield self._limits()
         yield from self._collect_totals()
 
     def _disks(self) -> dict[tuple[str, str], DiskProgress]:
@@ -242,6 +243,17 @@ class _Transfers(Collector):
                 waited = now - stall.since if stall and stall.waits_for is cause else 0.0
                 stalled.add_metric((name, cause.value), round(waited, 3))
         return stalled
+
+    def _limits(self) -> Metric:
+        limits = _gauge(
+            "link_limit_bytes_per_second",
+            "The limit in force, in bytes on the wire; none of it while there is no limit.",
+            ("transfer", "receiver"),
+        )
+        for name, watched in self._watched.items():
+            if (limit := watched.progress.limit) is not None:
+                limits.add_metric((name, label(watched.progress.receiver)), limit)
+        return limits
 
     def _collect_totals(self) -> Iterator[Metric]:
         totals = self._retired.copy()

@@ -7,6 +7,7 @@ bounds what the receiver has not yet acknowledged.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from flatship_protocol.connection import FramePool
@@ -25,6 +26,7 @@ from flatship_protocol.messages import (
 from flatship_protocol.session import SenderSession, ToSender
 from flatship_sender.client import Client
 from flatship_sender.compression import CompressionController
+from flatship_sender.disk_limit import DiskLimit
 from flatship_sender.disk_transfer import DiskTransfer
 from flatship_sender.job import Cancelled, Job
 from flatship_sender.observer import Observer
@@ -32,6 +34,7 @@ from flatship_sender.plan import ReadChunk
 from flatship_sender.processor import ProcessorWatch
 from flatship_sender.progress import (
     FINAL_STATES,
+    DiskProgress,
     TransferProgress,
     TransferState,
 )
@@ -55,6 +58,7 @@ class Transfer:
         observer: Told about acknowledgements and errors.
         workers: Threads to read and compress in.
         epoch: The session's.
+        disk_limit: Bytes a second on the wire for each disk; None for no limit.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Transfer:
         observer: Observer,
         workers: Workers,
         epoch: int,
+        *,
+        disk_limit: float | None = None,
     ) -> None:
         self.progress = progress
         self.session = SenderSession(epoch, credit=0)
@@ -77,6 +83,13 @@ class Transfer:
         self.lane_waits = 0  # chunks that found no connection free, in this window
         self.lane_uses = 0
         self._disks = {job.opening.disk: DiskTransfer(job, self) for job in jobs}
+        self._disk_limits = {
+            handle: DiskLimit(
+                disk_limit, disk.progress.wire, _done(disk.progress), time.monotonic()
+            )
+            for handle, disk in self._disks.items()
+            if disk_limit is not None
+        }
         self._credit_freed = asyncio.Event()
         self._client: Client | None = None
         self._news = 0  # messages of the receiver that brought something further
@@ -157,14 +170,26 @@ class Transfer:
             self.observer.observe_ack(now - sent_at)
 
     async def reserve(self, disk: int, work: ReadChunk, wanted: Callable[[], bool]) -> bool:
-        """Wait for credit for a chunk; False if it is not ``wanted`` any more."""
+        """Wait for credit for a chunk, and for the disk's limit; False if it is not ``wanted``."""
         while wanted():
-            if self.session.has_credit(work.length):
+            delay = self._disk_delay(disk)
+            if not delay and self.session.has_credit(work.length):
                 self.session.reserve(disk, work.offset, work.length)
+                if disk in self._disk_limits:
+                    self._disk_limits[disk].begin(work.length)
                 return True
             self._credit_freed.clear()
-            await self._credit_freed.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay or None):
+                    await self._credit_freed.wait()
         return False
+
+    def _disk_delay(self, disk: int) -> float:
+        """Seconds until another chunk of the disk may be begun, as far as its own limit goes."""
+        if disk not in self._disk_limits:
+            return 0.0
+        progress = self._disks[disk].progress
+        return self._disk_limits[disk].wait(progress.wire, _done(progress), time.monotonic())
 
     async def zeros_stored(self, disk: int, wanted: Callable[[], bool]) -> None:
         """Wait until no zeros of a disk are unacknowledged, or it is not ``wanted`` any more."""
@@ -238,6 +263,11 @@ class Transfer:
                 f"nothing got on for {format_duration(now - stall.since)},"
                 f" waiting for the {stall.waits_for}"
             )
+
+
+def _done(progress: DiskProgress) -> int:
+    """Bytes of chunks for which credit was reserved, and that are sent or need not be."""
+    return progress.sent + progress.held + progress.skipped_zero
 
 
 def usable(allowed: int) -> int:

@@ -148,6 +148,7 @@ class TransferProgress:
     handshakes and of the session's own records included, as of the last time somebody
     added them up. ``reconnections`` are sessions after the first.
     ``stall`` is set while nothing gets on, and a session is there to blame for it.
+    ``limit`` is the one in force, in bytes a second on the wire; None for none.
     ``waiting`` is set from the loss of a session until the next one stands.
     """
 
@@ -156,6 +157,7 @@ class TransferProgress:
     disks: list[DiskProgress] = field(default_factory=list)
     connections: int = 0
     session_wire: int = 0
+    limit: float | None = None
     stall: Stall | None = None
     reconnections: int = 0
     waiting: Waiting | None = None

@@ -32,9 +32,18 @@ class Duration(float):
     """Seconds; written as a number or as ``15m``, ``1h30m``."""
 
 
+class Limit(float):
+    """Bytes per second, infinite for none; written as a Rate or as ``unlimited``."""
+
+
+def _parse_limit(text: str) -> float:
+    return float("inf") if text == "unlimited" else parse_rate(text)
+
+
 _WRITTEN: Final[Mapping[type, Callable[[str], Any]]] = {
     Size: parse_size,
     Rate: parse_rate,
+    Limit: _parse_limit,
     Duration: parse_duration,
     Path: Path,
 }
@@ -112,7 +121,7 @@ def _convert(kind: type, value: object) -> object:
         return kind(parse(value))
     if kind is Path or isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"Expected a string such as people write, got `{type(value).__name__}`")
-    if value < 0:
+    if not value >= 0:
         raise ValueError(f"Expected a number that is not negative, got {value}")
     return kind(value)
 

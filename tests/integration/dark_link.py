@@ -43,6 +43,12 @@ class DarkLink:
         _ip("-n", self.namespace, "neigh", "replace", self.near, *wrong, "dev", "far")
 
 
+def set_plain_packets(link: DarkLink) -> None:
+    """Have the interfaces carry, and count, packets as a wire would, not some 64 KiB at once."""
+    _ip("link", "set", link.interface, "gso_max_segs", "1")
+    _ip("-n", link.namespace, "link", "set", "far", "gso_max_segs", "1")
+
+
 @contextmanager
 def dark_link() -> Iterator[DarkLink]:
     """A link that works until it is told not to; gone after the block."""

@@ -1,6 +1,7 @@
 """Streams over real sockets, sealed connections over them, and the pool of frames."""
 
 import asyncio
+import random
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -9,7 +10,9 @@ import pytest
 
 from flatship_protocol.connection import (
     IDLE_TIMEOUT,
+    MAX_UNSENT,
     STALL_TIMEOUT,
+    UNPACED,
     Connection,
     FramePool,
     SocketStream,
@@ -108,6 +111,80 @@ def record(message: bytes) -> bytes:
 
 
 # Streams
+
+
+class InPieces:
+    """A throttle that admits so many bytes at a time, and notes how many were asked for."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.asked: list[int] = []
+
+    async def admit(self, stream: SocketStream, wanted: int) -> int:
+        self.asked.append(wanted)
+        await asyncio.sleep(0)
+        return min(self.size, wanted)
+
+
+def test_a_throttled_stream_writes_what_is_admitted_and_no_more_at_a_time() -> None:
+    async def scenario() -> None:
+        stream, peer = raw()
+        throttle = InPieces(1000)
+        stream.throttle_by(throttle)
+        data = random.Random(1).randbytes(2500)
+        await stream.write_all(memoryview(data))
+        assert await peer.read(len(data)) == data
+        assert throttle.asked == [2500, 1500, 500]
+        stream.close()
+        peer.sock.close()
+
+    run(scenario)
+
+
+def test_a_stream_knows_what_it_has_put_on_the_wire() -> None:
+    async def scenario() -> None:
+        stream, peer = raw()
+        before = stream.wire()
+        assert before.payload == 0
+        assert before.header <= before.carried < 4 * before.header  # SYN, and its acknowledgement
+        size = 100_000
+        await stream.write_all(memoryview(bytes(size)))
+        await peer.read(size)
+        after = stream.wire()
+        assert after.payload == size
+        assert after.cost(size) <= after.carried - before.carried < 1.1 * after.cost(size)
+        stream.close()
+        with pytest.raises(ConnectionLost, match="is closed"):
+            stream.wire()
+        with pytest.raises(ConnectionLost, match="is closed"):
+            stream.pace(1000, 1000)
+        peer.sock.close()
+
+    run(scenario)
+
+
+def test_what_the_kernel_holds_back_is_not_yet_on_the_wire() -> None:
+    async def scenario() -> None:
+        stream, peer = raw()
+        stream.pace(1000, 64 << 10)
+        await stream.write_all(memoryview(bytes(200_000)))
+        assert stream.wire().payload < 200_000
+        stream.pace(UNPACED, MAX_UNSENT)
+        stream.close()
+        peer.sock.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("rate", [1, 1 << 31, 5 << 30, 1 << 70])
+def test_any_pace_can_be_set(rate: int) -> None:
+    async def scenario() -> None:
+        stream, peer = raw()
+        stream.pace(rate, 1)
+        stream.close()
+        peer.sock.close()
+
+    run(scenario)
 
 
 def test_a_read_ends_when_all_of_it_came_however_it_was_split() -> None:

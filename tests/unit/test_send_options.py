@@ -1,3 +1,5 @@
+from math import inf
+
 import pytest
 from click.testing import CliRunner
 
@@ -29,7 +31,7 @@ def test_connections_that_leave_none_for_replacement_are_refused(connections: st
 @pytest.mark.parametrize(
     ("asked", "limit", "used"),
     [
-        (4, None, 4),
+        (4, inf, 4),
         (4, 256 * KIB, 4),
         (4, 256 * KIB - 1, 3),
         (4, 64 * KIB, 1),
@@ -38,7 +40,7 @@ def test_connections_that_leave_none_for_replacement_are_refused(connections: st
     ],
 )
 def test_a_limit_is_shared_by_no_more_connections_than_it_can_feed(
-    asked: int, limit: int | None, used: int
+    asked: int, limit: float, used: int
 ) -> None:
     assert worthwhile(asked, limit) == used
 

@@ -1,4 +1,5 @@
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from flatship_service.signals import stop_on_signal
+from flatship_service.signals import on_hangup, stop_on_signal
 
 LOOPS = ["asyncio", "uvloop"]
 
@@ -88,3 +89,46 @@ def test_handlers_are_gone_afterwards() -> None:
     asyncio.run(serve())
 
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def hung_up(monkeypatch: pytest.MonkeyPatch, before: bool, after: bool, ignored: bool) -> list[str]:
+    """What is called at a SIGHUP, by whether there is a terminal before it, and after."""
+    called: list[str] = []
+    has_terminal = before
+    monkeypatch.setattr("flatship_service.signals._has_terminal", lambda: has_terminal)
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    async def scenario() -> None:
+        nonlocal has_terminal
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def call(what: str) -> None:
+            called.append(what)
+            done.set()
+
+        with on_hangup(loop, lambda: call("read"), lambda: call("leave")):
+            has_terminal = after
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.wait_for(done.wait(), 10)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+    return called
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ignored", "called"),
+    [
+        (True, True, False, "read"),
+        (False, False, False, "read"),
+        (True, False, False, "leave"),
+        (True, False, True, "read"),
+    ],
+)
+def test_a_hangup_means_read_again_unless_the_terminal_is_gone(
+    monkeypatch: pytest.MonkeyPatch, before: bool, after: bool, ignored: bool, called: str
+) -> None:
+    assert hung_up(monkeypatch, before, after, ignored) == [called]

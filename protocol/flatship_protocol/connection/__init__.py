@@ -1,8 +1,9 @@
 """Connections: the only part of the protocol that waits, or touches a socket.
 
-``stream`` moves bytes, ``movement`` knows when they last did, ``watchdog``
-notices when they stop for longer than ``deadlines`` allow, ``sealed`` makes
-records of them, ``frames`` holds the messages meanwhile.
+``stream`` moves bytes, ``wire`` counts what that took, headers included,
+``movement`` knows when they last did, ``watchdog`` notices when they stop for
+longer than ``deadlines`` allow, ``sealed`` makes records of them, ``frames``
+holds the messages meanwhile.
 """
 
 from flatship_protocol.connection.deadlines import (
@@ -19,7 +20,14 @@ from flatship_protocol.connection.sealed import (
     Connection,
     initiate,
 )
-from flatship_protocol.connection.stream import SocketStream, Stream
+from flatship_protocol.connection.stream import (
+    MAX_UNSENT,
+    UNPACED,
+    SocketStream,
+    Stream,
+    Throttle,
+)
+from flatship_protocol.connection.wire import Wire
 
 __all__ = [
     "FRAME_SIZE",
@@ -27,14 +35,18 @@ __all__ = [
     "IDLE_TIMEOUT",
     "KEEPALIVE_INTERVAL",
     "MAX_CIPHERTEXT_TO_SENDER",
+    "MAX_UNSENT",
     "MESSAGE_START",
     "MIN_PROGRESS",
     "PAGE",
     "PROGRESS_WINDOW",
     "STALL_TIMEOUT",
+    "UNPACED",
     "Connection",
     "FramePool",
     "SocketStream",
     "Stream",
+    "Throttle",
+    "Wire",
     "initiate",
 ]

@@ -2,15 +2,18 @@
 
 import asyncio
 import socket
+import struct
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Protocol
 
 from flatship_protocol.connection.deadlines import IDLE_TIMEOUT
 from flatship_protocol.connection.movement import Movement, read_counts
+from flatship_protocol.connection.wire import Wire, read_wire
 from flatship_protocol.errors import ConnectionClosed, ConnectionLost
 
 MAX_UNSENT: Final = 256 << 10  # bytes the kernel holds unsent: more would hide how fast the link is
+UNPACED: Final = (1 << 64) - 1  # bytes a second; what the kernel takes for no pace at all
 SOCKET_READ: Final = 64 * 1024  # bytes discarded at a time
 PROBE_AFTER: Final = 10  # seconds of silence before TCP asks whether the peer's host still lives
 PROBE_INTERVAL: Final = 5  # seconds between two such questions
@@ -66,6 +69,18 @@ class Stream(Protocol):
         ...
 
 
+class Throttle(Protocol):
+    """Says how much may be written now; one for all the streams that share a limit."""
+
+    async def admit(self, stream: "SocketStream", wanted: int) -> int:
+        """Wait until something may be written to ``stream``.
+
+        Returns:
+            How many bytes, from 1 to ``wanted``; they count as written.
+        """
+        ...
+
+
 class SocketStream:
     """A Stream over a connected TCP socket, which it owns.
 
@@ -90,6 +105,8 @@ class SocketStream:
         self.peer = _address(sock)
         self._movement = Movement(self._loop.time())
         self._use = _Use(sock, self.peer)
+        self._throttle: Throttle | None = None
+        self._written = 0  # bytes
 
     @property
     def heard_at(self) -> float:
@@ -124,12 +141,21 @@ class SocketStream:
         """See Stream."""
         with self._use:
             while view:
-                try:
-                    count = self._sock.send(view)
-                except (BlockingIOError, InterruptedError):
-                    await self._writable()
-                else:
-                    view = view[count:]
+                size = len(view)
+                if self._throttle is not None:
+                    size = await self._throttle.admit(self, size)
+                await self._write(view[:size])
+                view = view[size:]
+
+    async def _write(self, view: memoryview) -> None:
+        while view:
+            try:
+                count = self._sock.send(view)
+            except (BlockingIOError, InterruptedError):
+                await self._writable()
+            else:
+                self._written += count
+                view = view[count:]
 
     async def drain(self, seconds: float) -> None:
         """See Stream."""
@@ -149,9 +175,33 @@ class SocketStream:
         finally:
             self._loop.remove_writer(descriptor)
 
-    def pace(self, rate: int) -> None:
-        """Let the kernel send at most ``rate`` bytes a second; see tcp(7), SO_MAX_PACING_RATE."""
-        self._sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
+    def throttle_by(self, throttle: Throttle) -> None:
+        """From now on write only what ``throttle`` admits."""
+        self._throttle = throttle
+
+    def pace(self, rate: int, unsent: int) -> None:
+        """Have the kernel smooth what is written; see tcp(7), SO_MAX_PACING_RATE.
+
+        Args:
+            rate: Bytes of the stream a second, at most; UNPACED for no smoothing.
+            unsent: Bytes that may wait in the kernel for their turn, up to MAX_UNSENT.
+
+        Raises:
+            ConnectionLost: The stream is closed.
+        """
+        with self._use:
+            pacing = struct.pack("=Q", min(rate, UNPACED))
+            self._sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, pacing)
+            self._sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, min(unsent, MAX_UNSENT))
+
+    def wire(self) -> Wire:
+        """What the stream has put on the wire so far.
+
+        Raises:
+            ConnectionLost: The stream is closed.
+        """
+        with self._use:
+            return read_wire(self._sock, self._written)
 
     def close(self) -> None:
         """See Stream."""
