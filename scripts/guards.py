@@ -49,6 +49,34 @@ PROTOCOL = "protocol/flatship_protocol"
 
 GUARDS = (
     Guard(
+        "a command that is stopped between two passes makes no other",
+        f"{SENDER}/passes.py",
+        "            if self._sessions.stopped:\n                raise Cancelled\n",
+        "",
+        ("tests/unit/test_passes.py",),
+    ),
+    Guard(
+        "what changes in a day is not taken for what changes in a minute",
+        f"{SENDER}/convergence.py",
+        "each.wire * max(1.0, growth) / slowest",
+        "each.wire * growth / slowest",
+        ("tests/unit/test_convergence.py",),
+    ),
+    Guard(
+        "passes over other disks are not taken for those of these",
+        f"{SENDER}/downtimes.py",
+        " if record.disks == self._disks else []",
+        "",
+        ("tests/unit/test_downtimes.py",),
+    ),
+    Guard(
+        "a range is wide while there are few passes",
+        f"{SENDER}/convergence.py",
+        "max(*highs, expected * (1 + unsure))",
+        "max(highs)",
+        ("tests/unit/test_passes.py", "tests/unit/test_convergence.py"),
+    ),
+    Guard(
         "a chunk is on record only after its flush",
         f"{RECEIVER}/pipeline.py",
         "            await self._shared.slow_workers.run(self._image.flush)\n        finally:",

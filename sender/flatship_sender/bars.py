@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flatship_sender import figures
+from flatship_sender.pass_words import pass_line
 from flatship_sender.progress import (
     FINAL_STATES,
     DiskProgress,
@@ -68,6 +69,7 @@ class LiveBars:
         self._live: Live | None = None
         self._meters = figures.TransferMeters()
         self._stalls = StallTeller(again=None)
+        self._passes = 0
 
     def show(self, progress: TransferProgress, now: float) -> None:
         """Draw the bars anew."""
@@ -79,6 +81,9 @@ class LiveBars:
         for line in self._stalls.lines(progress, now):
             # Above the bars, where it stays: whoever comes back later wants to know.
             self._console.print(_line(f"{time.strftime('%H:%M:%S')} {line}", "yellow"))
+        for report in progress.passes[self._passes :]:
+            self._console.print(Text(f"{time.strftime('%H:%M:%S')} {pass_line(report)}"))
+        self._passes = len(progress.passes)
         self._live.update(drawn, refresh=True)
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ def claim(state: Path, receiver: str, vm: str) -> Iterator[Claim]:
         EpochNotNoted: The file, or the one that is locked, cannot be written.
     """
     folder = state / FOLDER
-    path = folder / (_UNSAFE.sub(lambda found: f"%{ord(found[0]):x}", f"{receiver}%{vm}") + ".json")
+    path = folder / file_name(receiver, vm)
     lock = path.with_suffix(".lock")
     try:
         files.make_private_folder(folder)
@@ -122,6 +122,11 @@ def claim(state: Path, receiver: str, vm: str) -> Iterator[Claim]:
         yield Claim(path)
     finally:
         os.close(descriptor)
+
+
+def file_name(receiver: str, vm: str) -> str:
+    """The name of a file that is about one machine and one receiver, and about no others."""
+    return _UNSAFE.sub(lambda found: f"%{ord(found[0]):x}", f"{receiver}%{vm}") + ".json"
 
 
 def _last(path: Path) -> _Noted:

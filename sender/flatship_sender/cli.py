@@ -38,7 +38,7 @@ from flatship_service.cli import (
 )
 from flatship_service.keys import format_key, load_or_create_identity
 from flatship_service.paths import state_folder
-from flatship_service.units import parse_rate
+from flatship_service.units import DURATION_EXPECTED, parse_duration, parse_rate
 
 FORMATS: Final = {
     "vmfs": DiskFormat.VMFS,
@@ -76,6 +76,14 @@ def _limit(text: str) -> int:
     return rate
 
 
+def _downtime(text: str) -> float:
+    seconds = parse_duration(text)
+    if not seconds:
+        raise ValueError(f"expected {DURATION_EXPECTED}; no pass takes no time at all")
+    return seconds
+
+
+DOWNTIME: Final = Parsed("duration", _downtime)
 LIMIT: Final = Parsed("rate", _limit)
 COMPRESSION: Final = Parsed("auto|off|level", _compression)
 ADDRESS: Final = Parsed("host:port", parse_endpoint)
@@ -169,6 +177,11 @@ def inspect_(sources: tuple[str, ...], exact: bool, as_json: bool) -> None:
 )
 @click.option("--replace", is_flag=True, help="Replace a disk that is there, once proven.")
 @click.option("--live", is_flag=True, help="Read a source that is in use; it is not published.")
+@click.option(
+    "--until-downtime",
+    type=DOWNTIME,
+    help="With --live: repeat passes until the final one is expected to take no longer.",
+)
 @click.option("--dry-run", is_flag=True, help="Ask the receiver whether it would take the disks.")
 @click.option("--limit", type=LIMIT, help="Bytes a second on the wire, such as 20MB or 100Mbit.")
 @click.option("--disk-limit", type=LIMIT, help="Likewise, for each SOURCE.")
@@ -216,6 +229,7 @@ def send(
     hardware_version: str,
     replace: bool,
     live: bool,
+    until_downtime: float | None,
     dry_run: bool,
     limit: int | None,
     disk_limit: int | None,
@@ -230,6 +244,10 @@ def send(
     state: Path | None,
 ) -> int:
     """Send each SOURCE, a raw file or a block device; publish it as a VMDK once it is proven."""
+    if until_downtime is not None and not live:
+        raise click.UsageError(
+            "--until-downtime repeats passes over a source that is in use, so it needs --live"
+        )
     folder = state_folder("sender", state)
     order = Order(
         sources,
@@ -255,6 +273,7 @@ def send(
             patience=patience,
             index_limit=index_limit,
             disk_limit=disk_limit,
+            until_downtime=until_downtime,
         ),
         _command_line(),
         config,

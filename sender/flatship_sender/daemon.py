@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,11 +23,13 @@ from flatship_sender.client import Client, Credentials, Lifetime, SessionName, c
 from flatship_sender.compression import CompressionController, Policy
 from flatship_sender.config import Config, configure
 from flatship_sender.display import Display, following
+from flatship_sender.downtimes import Disk, Downtimes
 from flatship_sender.incarnations import Incarnations
 from flatship_sender.job import FIRST_PASS, Job
 from flatship_sender.limits import Limiter
 from flatship_sender.observer import Unobserved
 from flatship_sender.page_indexes import DEFAULT_LIMIT, PageIndexes
+from flatship_sender.passes import Passes
 from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import DiskProgress, TransferProgress
@@ -72,7 +75,8 @@ class SendOptions:
     ``limit`` is in bytes per second on the wire, over all connections, ``disk_limit``
     likewise, for each disk. ``patience`` is how many seconds without progress a lost
     session is tried again; 0 for not at all. ``index_limit`` is how many bytes the page
-    indexes of all disks may take.
+    indexes of all disks may take. ``until_downtime`` is how many seconds the final pass may
+    take: live passes are made until it does; None for a single one.
     """
 
     connections: int
@@ -85,6 +89,7 @@ class SendOptions:
     patience: float = DEFAULT_PATIENCE
     index_limit: int = DEFAULT_LIMIT
     disk_limit: int | None = None
+    until_downtime: float | None = None
 
 
 def disk_names(vm: str, count: int) -> list[str]:
@@ -147,6 +152,7 @@ def send(order: Order, display: Display, version: str) -> Outcome:
     import uvloop  # noqa: PLC0415  # only those who send wait for it
 
     config = configure(order.config)
+    begun = time.monotonic()
     _check_names(order)
     _check_limited(order, config)
     with ExitStack() as cleanup:
@@ -157,7 +163,7 @@ def send(order: Order, display: Display, version: str) -> Outcome:
         cleanup.callback(workers.close)
         table = Table(order.state)
         cleanup.callback(table.close)
-        return uvloop.run(_send(order, config, table, jobs, held, workers, display, version))
+        return uvloop.run(_send(order, config, table, jobs, held, workers, display, version, begun))
 
 
 async def pair(
@@ -190,6 +196,7 @@ async def _send(
     workers: Workers,
     display: Display,
     version: str,
+    begun: float,
 ) -> Outcome:
     options = order.options
     progress = TransferProgress(
@@ -249,11 +256,42 @@ async def _send(
         stop = cleanup.enter_context(stop_on_signal(asyncio.get_running_loop()))
         await cleanup.enter_async_context(_limits_kept(limiter, stop))
         await cleanup.enter_async_context(following(display, progress))
-        running = asyncio.create_task(incarnations.run())
+        passes = _passes(order, jobs, incarnations, progress, workers, begun)
+        running = asyncio.create_task(passes.run())
         failure = await _finish(running, incarnations, stop, display)
     if incarnations.shortfall is not None:
         tell(f"warning: fewer connections than asked for: {incarnations.shortfall}")
     return Outcome(progress, failure)
+
+
+def _passes(
+    order: Order,
+    jobs: Sequence[Job],
+    incarnations: Incarnations,
+    progress: TransferProgress,
+    workers: Workers,
+    begun: float,
+) -> Passes | Incarnations:
+    """What makes the command's passes; a dry run makes none."""
+    options = order.options
+    if options.dry_run:
+        return incarnations
+    disks = [Disk(job.source.identity.hex(), job.source.size) for job in jobs]
+    return Passes(
+        incarnations,
+        progress,
+        Downtimes(
+            order.state,
+            order.receiver.name,
+            order.target.vm,
+            disks,
+            lambda text: tell(f"warning: {text}"),
+        ),
+        live=options.live,
+        budget=options.until_downtime,
+        workers=workers.count,
+        begun=begun,
+    )
 
 
 async def _finish(

@@ -218,6 +218,7 @@ class DiskTransfer:
             await self._told
             self._raise_failure()
         self.progress.state = TransferState.SENDING
+        self.progress.sending = time.monotonic()
         self._works = plan(job.source.extents(0, job.source.size), job.source.size)
         if not self._transfer.deltas:
             self._index = None
@@ -251,6 +252,7 @@ class DiskTransfer:
             await self._transfer.zeros_stored(self.handle, lambda: self._failure is None)
         self._raise_failure()
         self.progress.state = TransferState.PROVING
+        self.progress.proving = time.monotonic()
         await self._say(EndPass(self.handle, FIRST_PASS, self._chunks, root))
         proven = await self._proven
         self._raise_failure()

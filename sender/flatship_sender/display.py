@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Final, Protocol, TextIO
 
 from flatship_sender import figures
+from flatship_sender.pass_words import pass_line
 from flatship_sender.progress import (
     FINAL_STATES,
     DiskProgress,
@@ -123,8 +124,8 @@ class Silent:
 class LogLines:
     """A line for each disk at every change of state, and every 30 s while it is at work.
 
-    Also one when the limit changes, and when nothing moves, or the receiver is waited for, and
-    every 30 s of that.
+    Also one when the limit changes, one for each live pass that has ended, and one when
+    nothing moves, or the receiver is waited for, and every 30 s of that.
 
     Args:
         stream: Where the lines go.
@@ -142,6 +143,7 @@ class LogLines:
         self._wait_said: tuple[str, float] | None = None  # the reasons, when
         self._reconnections = 0
         self._limit_said: tuple[float | None, float] | None = None  # the limit, when
+        self._passes = 0
 
     def show(self, progress: TransferProgress, now: float) -> None:
         """Write the lines that are due."""
@@ -149,6 +151,9 @@ class LogLines:
         self._show_stall(progress, now)
         self._show_waiting(progress, now)
         self._show_limit(progress, now)
+        for report in progress.passes[self._passes :]:
+            self._write(f"{printable(progress.vm)}: {pass_line(report)}")
+        self._passes = len(progress.passes)
         for index, disk in enumerate(progress.disks):
             meters = self._meters.disks[index]
             state, when = self._said.get(index, (TransferState.WAITING, now))

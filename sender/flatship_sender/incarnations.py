@@ -18,7 +18,7 @@ from flatship_sender.persistence import (
     worth_another_try,
 )
 from flatship_sender.pipeline import Transfer
-from flatship_sender.progress import TransferProgress, Waiting
+from flatship_sender.progress import TransferProgress, TransferState, Waiting
 
 _CHANCE: Final = SystemRandom().random
 
@@ -58,7 +58,7 @@ class Incarnations:
         chance: Callable[[], float] = _CHANCE,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._jobs = jobs
+        self._all = self._jobs = jobs
         self._progress = progress
         self._claim = claim
         self._begin = begin
@@ -69,6 +69,9 @@ class Incarnations:
         self._sleep = sleep
         self._persistence = Persistence(patience, clock())
         self._established = False
+        self._lost = False
+        self.stopped = False
+        """Whether ``stop`` was called."""
         self._transfer, self._client = begin(jobs, claim.current, self._opened)
 
     @property
@@ -77,7 +80,7 @@ class Incarnations:
         return self._client.shortfall
 
     async def run(self) -> None:
-        """Send all disks; what became of each is in its progress.
+        """Send all disks once; what became of each is in its progress.
 
         Raises:
             PatienceEnded: A session was lost, and no other could be had in time.
@@ -92,12 +95,34 @@ class Incarnations:
         finally:
             self._progress.waiting = None
 
+    def begin_pass(self) -> bool:
+        """Have ``run`` send anew those disks that it has brought to their end and not published.
+
+        Returns:
+            False if there is none.
+
+        Raises:
+            EpochNotNoted: The next session could not be made durable.
+        """
+        again = [job for job in self._all if job.progress.state is TransferState.UNPUBLISHED]
+        if not again:
+            return False
+        following = self._claim.renew()
+        for job in again:
+            job.progress.begin_again()
+        self._persistence.progressed(self._clock())
+        self._progress.begin_again(None)
+        self._jobs = again
+        self._transfer, self._client = self._begin(again, following, self._opened)
+        return True
+
     def stop(self) -> bool:
         """Give up all disks; ``run`` ends soon after, if it is not cancelled.
 
         Returns:
             Whether there is somebody to say goodbye to, and so a reason to let ``run`` end.
         """
+        self.stopped = True
         self._transfer.stop()
         for job in self._jobs:
             job.progress.finished = job.progress.finished or self._clock()
@@ -125,6 +150,7 @@ class Incarnations:
             missing = [lacking(job.progress) for job in lost]
             waited = self._persistence.waited(now)
             raise PatienceEnded(lost_by, waited, missing, self._command) from lost_by
+        self._lost = True
         following = self._claim.renew()
         lost = [job.again() for job in lost]
         for job in lost:
@@ -140,6 +166,7 @@ class Incarnations:
         return delay
 
     def _opened(self) -> None:
-        self._progress.reconnections += self._established
+        self._progress.reconnections += self._lost
+        self._lost = False
         self._progress.waiting = None
         self._established = True

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from flatship_protocol.errors import ErrorCode
+from flatship_sender.convergence import Downtime, PassReport
 from flatship_sender.stalls import Stall
 
 STAGES: Final = ("read", "digest", "compress", "seal", "send", "wait")
@@ -54,9 +55,10 @@ class DiskProgress:
     ``wire`` counts whole records, headers and tags included.
     ``resent`` is how much of ``sent`` went into sessions that were lost before it was
     acknowledged: counted twice, unless it turned out to be held after all.
-    ``capacity`` is what the receiver makes of ``size``, once it has said so.
-    ``started``, ``finished`` and ``last_progress`` are clock readings (monotonic);
-    0 before the event.
+    ``sending`` and ``proving`` are since when the disk is at that, in the last session that
+    came so far. ``capacity`` is what the receiver makes of ``size``, once it has said so.
+    ``started``, ``sending``, ``proving``, ``finished`` and ``last_progress`` are clock
+    readings (monotonic); 0 before the event.
     """
 
     source: str
@@ -80,6 +82,8 @@ class DiskProgress:
     to_prove: int = 0
     level: int | None = None
     started: float = 0.0
+    sending: float = 0.0
+    proving: float = 0.0
     finished: float = 0.0
     last_progress: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -110,7 +114,7 @@ class DiskProgress:
         return max(0.0, self.finished - self.started)
 
     def begin_again(self) -> None:
-        """Wait for another session, after one was lost that did not finish the disk.
+        """Wait for another session: one was lost, or another pass is to follow.
 
         What was done in it stays done: bytes read, sent and on the wire, time
         spent. What says how far the copy is starts from nothing, because the
@@ -150,6 +154,7 @@ class TransferProgress:
     ``stall`` is set while nothing gets on, and a session is there to blame for it.
     ``limit`` is the one in force, in bytes a second on the wire; None for none.
     ``waiting`` is set from the loss of a session until the next one stands.
+    ``passes`` are the live ones that have ended, ``downtime`` a final one that was published.
     """
 
     receiver: str
@@ -161,7 +166,9 @@ class TransferProgress:
     stall: Stall | None = None
     reconnections: int = 0
     waiting: Waiting | None = None
-    earlier_overhead: int = 0  # bytes that lost sessions put on the wire beside the disks' own
+    earlier_overhead: int = 0  # bytes that ended sessions put on the wire beside the disks' own
+    passes: list[PassReport] = field(default_factory=list)
+    downtime: Downtime | None = None
 
     @property
     def wire(self) -> int:
@@ -172,8 +179,12 @@ class TransferProgress:
     def _disks_wire(self) -> int:
         return sum(disk.wire for disk in self.disks)
 
-    def begin_again(self, waiting: Waiting) -> None:
-        """Note that a session was lost, and that there will be another one."""
+    def begin_again(self, waiting: Waiting | None) -> None:
+        """Note that a session has ended, and that there will be another one.
+
+        Args:
+            waiting: For what, if it was lost.
+        """
         self.earlier_overhead += max(0, self.session_wire - self._disks_wire)
         self.session_wire = 0
         self.stall = None

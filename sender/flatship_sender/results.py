@@ -6,6 +6,8 @@ from typing import Final, TypeVar
 import msgspec
 
 from flatship_sender import figures
+from flatship_sender.convergence import Downtime, PassReport
+from flatship_sender.pass_words import downtime_line
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState
 from flatship_service.printable import printable
 from flatship_service.units import format_duration, format_size
@@ -94,7 +96,8 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 class SendResult(msgspec.Struct, frozen=True, kw_only=True):
     """What ``send --json`` prints. Sizes in bytes, times in seconds.
 
-    ``reconnections`` counts the sessions after the first.
+    ``reconnections`` counts the sessions that took the place of a lost one. ``passes`` are the
+    live ones; ``downtime`` is that of a final one, null unless all disks were published.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -102,6 +105,8 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
     vm: str
     connections: int
     reconnections: int
+    passes: list[PassReport]
+    downtime: Downtime | None
     disks: list[DiskResult]
     totals: Totals
 
@@ -113,6 +118,8 @@ def from_progress(progress: TransferProgress) -> SendResult:
         vm=_unicode(progress.vm),
         connections=progress.connections,
         reconnections=progress.reconnections,
+        passes=list(progress.passes),
+        downtime=progress.downtime,
         disks=[_disk(disk) for disk in progress.disks],
         totals=_totals(progress),
     )
@@ -146,6 +153,8 @@ def render_table(result: SendResult) -> str:
         for disk in result.disks
         if disk.bytes.changed
     ]
+    if result.downtime is not None and result.downtime.exposed is not None:
+        lines.append(downtime_line(result.downtime))
     if result.reconnections:
         times = "once" if result.reconnections == 1 else f"{result.reconnections} times"
         resent = format_size(result.totals.bytes.resent)

@@ -34,6 +34,7 @@ class Script:
         ends: Raised at its end, if anything.
         opens: Whether it comes to stand at all.
         publishes: Disks that are published in it, by their place in the command.
+        keeps: Disks that a live pass brings to its end.
         fails: One that fails for a reason of its own.
         acked: Bytes of each disk that are acknowledged in it, at ``at``.
     """
@@ -44,6 +45,7 @@ class Script:
         *,
         opens: bool = True,
         publishes: Sequence[int] = (),
+        keeps: Sequence[int] = (),
         fails: int | None = None,
         acked: int = 0,
         at: float = 0.0,
@@ -51,6 +53,7 @@ class Script:
         self.ends = ends
         self.opens = opens
         self.publishes = publishes
+        self.keeps = keeps
         self.fails = fails
         self.acked = acked
         self.at = at
@@ -82,6 +85,9 @@ class FakeTransfer:
                 self.end(disk, SourceReadError("sector 7"))
             elif any(disk is self.world.disk(number) for number in script.publishes):
                 disk.state = TransferState.PUBLISHED
+            elif any(disk is self.world.disk(number) for number in script.keeps):
+                disk.state = TransferState.UNPUBLISHED
+                disk.acked = disk.sent = script.acked
             elif script.ends is not None:
                 disk.acked = script.acked
                 disk.last_progress = max(disk.last_progress, script.at)
@@ -124,6 +130,7 @@ class World:
         self.seen_waiting: list[bool] = []
         self.said: list[tuple[str, str | None]] = []
         self.incarnations: Incarnations
+        self.more = True  # was there for another pass
 
     def disk(self, number: int | None) -> DiskProgress | None:
         return None if number is None else self.progress.disks[number]
@@ -144,7 +151,7 @@ class World:
         self.delays.append(seconds)
         self.now += seconds
 
-    def run(self, folder: Path, patience: float = 3600.0) -> None:
+    def run(self, folder: Path, patience: float = 3600.0, passes: int = 1) -> None:
         async def main() -> None:
             with claim(folder, "esx", "web") as held:
                 self.incarnations = Incarnations(
@@ -160,6 +167,10 @@ class World:
                     sleep=self.sleep,
                 )
                 await self.incarnations.run()
+                for _ in range(1, passes):
+                    self.more = self.incarnations.begin_pass()
+                    if self.more:
+                        await self.incarnations.run()
 
         asyncio.run(main())
 
@@ -334,3 +345,45 @@ def test_a_disk_whose_last_word_was_lost_is_in_doubt_in_every_later_session(
     world.progress.disks[1].root = bytes(32)  # END_PASS may have gone out
     world.run(tmp_path)
     assert world.in_doubt == [[False, False], [False, True], [False, True]]
+
+
+def test_another_pass_is_a_session_with_the_next_epoch_and_no_reconnection(tmp_path: Path) -> None:
+    world = World(Script(keeps=[0], acked=700), Script(keeps=[0]))
+    world.run(tmp_path, passes=2)
+    assert [epoch for epoch, _ in world.begun] == [1, 2]
+    assert world.progress.reconnections == 0
+    assert world.progress.disks[0].resent == 0
+    assert world.delays == []
+
+
+def test_another_pass_is_over_the_disks_that_the_last_one_brought_to_its_end(
+    tmp_path: Path,
+) -> None:
+    world = World(Script(keeps=[0, 2], fails=1), Script(keeps=[0, 2]), disks=3)
+    world.run(tmp_path, passes=2)
+    kept, failed, other = world.progress.disks
+    assert [disks for _, disks in world.begun] == [[kept, failed, other], [kept, other]]
+    assert failed.error == "sector 7"
+
+
+def test_there_is_no_other_pass_over_disks_that_failed(tmp_path: Path) -> None:
+    world = World(Script(fails=0))
+    world.run(tmp_path, passes=2)
+    assert not world.more
+    assert len(world.begun) == 1
+
+
+def test_a_session_that_is_lost_in_a_later_pass_is_followed_by_another(tmp_path: Path) -> None:
+    lost = Script(UNREACHABLE, opens=False)
+    world = World(Script(keeps=[0]), lost, Script(keeps=[0]))
+    world.run(tmp_path, passes=2)
+    assert [epoch for epoch, _ in world.begun] == [1, 2, 3]
+    assert world.progress.reconnections == 1
+    assert world.progress.disks[0].state is TransferState.UNPUBLISHED
+
+
+def test_a_disk_that_was_lost_in_one_pass_is_in_the_next(tmp_path: Path) -> None:
+    world = World(Script(LOST, keeps=[0]), Script(keeps=[1]), Script(keeps=[0, 1]), disks=2)
+    world.run(tmp_path, passes=2)
+    assert [len(disks) for _, disks in world.begun] == [2, 1, 2]
+    assert world.in_doubt[-1] == [False, False]

@@ -60,3 +60,16 @@ def test_patience_is_a_day_unless_told_otherwise(options: tuple[str, ...], secon
     command = cli.commands["send"]
     context = command.make_context("send", ["x", "--to", "esx", "--vm", "a", *options])
     assert context.params["patience"] == seconds
+
+
+@pytest.mark.parametrize("downtime", ["0", "0s", "-5m", "soon", ""])
+def test_a_downtime_is_a_duration_longer_than_nothing(downtime: str) -> None:
+    exit_code, output = send("--live", "--until-downtime", downtime)
+    assert exit_code == 2
+    assert "expected a duration such as" in output
+
+
+def test_passes_until_the_downtime_fits_are_passes_over_a_source_in_use() -> None:
+    exit_code, output = send("--until-downtime", "5m")
+    assert exit_code == 2
+    assert "it needs --live" in output
