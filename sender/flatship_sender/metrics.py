@@ -121,6 +121,7 @@ class _Totals:
     skipped: Counter[str] = field(
         default_factory=lambda: Counter(hole=0, zero=0, unchanged=0, kept=0)
     )
+    literal: Counter[str] = field(default_factory=Counter)
     payload: Counter[tuple[str, str]] = field(default_factory=Counter)
     wire: Counter[str] = field(default_factory=Counter)
     resent: Counter[tuple[str, str]] = field(default_factory=Counter)  # by reason and receiver
@@ -139,6 +140,7 @@ class _Totals:
             self.skipped["unchanged"] += disk.held
             self.skipped["kept"] += disk.kept
             self.wanted[receiver] += disk.wanted
+            self.literal[receiver] += disk.literal
             self.stages.update(disk.stage_seconds)
             for codec, count in disk.payload.items():
                 self.payload[codec, receiver] += count
@@ -147,6 +149,7 @@ class _Totals:
         return _Totals(
             self.read,
             self.skipped.copy(),
+            self.literal.copy(),
             self.payload.copy(),
             self.wire.copy(),
             self.resent.copy(),
@@ -264,6 +267,13 @@ class _Transfers(Collector):
         skipped = _counter("skipped_bytes_total", "Bytes of disks not sent, and why.", ("method",))
         for method, count in totals.skipped.items():
             skipped.add_metric((method,), count)
+        literal = _counter(
+            "literal_bytes_total",
+            "Bytes of chunks before compression, without what the receiver has.",
+            ("receiver",),
+        )
+        for receiver, count in totals.literal.items():
+            literal.add_metric((receiver,), count)
         payload = _counter(
             "payload_bytes_total", "Bytes of chunks after compression.", ("codec", "receiver")
         )
@@ -291,7 +301,7 @@ class _Transfers(Collector):
         )
         for stage, seconds in totals.stages.items():
             busy.add_metric((stage,), seconds)
-        yield from (read, skipped, payload, wire, resent, wanted, busy)
+        yield from (read, skipped, literal, payload, wire, resent, wanted, busy)
 
 
 def label(value: str) -> str:
