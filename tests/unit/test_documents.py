@@ -46,6 +46,7 @@ PROSE = [
         "sender/README.md",
         "receiver/README.md",
         "protocol/SPEC.md",
+        "deploy/README.md",
     )
 ]
 EVERYWHERE = ("--help", "--version")  # said once, for all commands
@@ -53,12 +54,15 @@ EVERYWHERE = ("--help", "--version")  # said once, for all commands
 KNOWN_FOLDERS = (
     "/dev/",
     "/etc/flatship",
+    "/etc/grafana/",
+    "/etc/prometheus/",
     "/opt/flatship",
     "/proc",
     "/srv/",
     "/sys",
     "/usr/local/bin",
     "/var/lib/flatship",
+    "/var/lib/grafana/",
     "/healthz",
     "/metrics",
 )
