@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,6 +233,35 @@ def test_the_receivers_manual_lists_its_metrics() -> None:
     metrics = ReceiverMetrics("1")
     metrics.datastore("d", lambda: SpaceSample(1, 1, 0))
     assert metrics_in_table("flatship-receiver") == metric_names(metrics.render()[0])
+
+
+def labels_of(rendered: bytes) -> dict[str, set[str]]:
+    """Metric -> the labels of its series; of those that have any series."""
+    found: dict[str, set[str]] = {}
+    for name, labels in re.findall(
+        r"^(flatship_\w+)(?:\{(.+)\})? ", rendered.decode(), re.MULTILINE
+    ):
+        metric = re.sub(r"(_seconds)_(bucket|count|sum)$", r"\1", name)
+        found.setdefault(metric, set()).update(re.findall(r"(\w+)=", labels))
+    return {metric: labels - {"le"} for metric, labels in found.items()}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_manuals_list_the_labels_of_each_metric_and_never_those_of_prometheus(
+    program: str,
+) -> None:
+    disk = DiskProgress("s", "t", 512, level=3, last_progress=1.0, payload=Counter(zstd=1))
+    sender, receiver = SenderMetrics("1"), ReceiverMetrics("1")
+    sender.watch(TransferProgress("r", "vm", [disk], limit=1))
+    receiver.datastore("d", lambda: SpaceSample(1, 1, 0))
+    receiver.disk_state("vm", "t", "receiving")
+    receiver.disk_progress("vm", "t", 1.0, None)
+    metrics = sender if program == "flatship-sender" else receiver
+    shown = labels_of(metrics.render()[0])
+    section = sections(MANUALS[program].read_text())["Metrics"]
+    rows = re.findall(r"^\| `(flatship_[a-z_]+)` \| ?([a-z_, ]*) ?\|", section, re.MULTILINE)
+    assert shown == {name: set(re.findall(r"\w+", labels)) for name, labels in rows}
+    assert not {"job", "instance"} & set().union(*shown.values())
 
 
 def test_the_receivers_manual_lists_why_callers_are_turned_away() -> None:

@@ -143,13 +143,15 @@ def test_totals_add_up_over_disks_and_transfers(metrics: SenderMetrics) -> None:
     assert shown['flatship_sender_stage_busy_seconds_total{stage="seal"}'] == 0
 
 
-def test_a_limit_is_told_of_receivers_that_have_one(metrics: SenderMetrics) -> None:
+def test_a_limit_is_told_of_transfers_that_have_one(metrics: SenderMetrics) -> None:
     limited = transfer(disk(), receiver="esx1")
     limited.limit = 2_500_000
     metrics.watch(limited)
     metrics.watch(transfer(disk(), vm="db", receiver="esx2"))
     told = {series: value for series, value in samples(metrics).items() if "link_limit" in series}
-    assert told == {'flatship_sender_link_limit_bytes_per_second{receiver="esx1"}': 2_500_000}
+    assert told == {
+        'flatship_sender_link_limit_bytes_per_second{receiver="esx1",transfer="web01"}': 2_500_000
+    }
 
 
 def test_literal_bytes_are_those_that_compression_gets(
