@@ -27,6 +27,7 @@ PROOF = "tests/unit/test_proof.py"
 PACING = "tests/unit/test_pacing.py"
 THROTTLE = "tests/unit/test_throttle.py"
 SCHEDULE = "tests/unit/test_schedule.py"
+RULES = "tests/unit/test_rules.py"
 SCHEDULES = "tests/simulation/test_schedules.py"
 POWER_CUTS = "tests/crash/test_power_loss.py"  # which takes root
 
@@ -46,6 +47,7 @@ class Guard:
 RECEIVER = "receiver/flatship_receiver"
 SENDER = "sender/flatship_sender"
 PROTOCOL = "protocol/flatship_protocol"
+PROMETHEUS = "deploy/prometheus"
 
 GUARDS = (
     Guard(
@@ -409,6 +411,28 @@ GUARDS = (
         "return self._caution.look(share, alone=not others)",
         "return share",
         ("tests/unit/test_limits.py",),
+    ),
+    Guard(
+        "errors are counted from 0, or increase() would miss the first",
+        f"{SENDER}/metrics.py",
+        "        for code in ErrorCode:  # from 0, or increase() would miss the first one\n"
+        "            self._errors.labels(code.name.lower())\n",
+        "",
+        ("tests/unit/test_sender_metrics.py",),
+    ),
+    Guard(
+        "a link that may carry nothing is not used without end",
+        f"{PROMETHEUS}/flatship-rules.yml",
+        "(flatship_sender_link_limit_bytes_per_second) > 0)",
+        "(flatship_sender_link_limit_bytes_per_second))",
+        (RULES,),
+    ),
+    Guard(
+        "a disk at its end does not stall",
+        f"{PROMETHEUS}/flatship-alerts.yml",
+        '(flatship_sender_transfer_state{state=~"waiting|opening|sending|proving"} == 1)',
+        "flatship_sender_transfer_state",
+        (RULES,),
     ),
 )
 
