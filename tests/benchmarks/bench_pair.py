@@ -10,7 +10,6 @@ what it bounds; its result goes to ``results/``.
 import argparse
 import contextlib
 import functools
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from benchmarks.disk import GIB, TIB, Disk
 from benchmarks.flatship_pair import NO_PROOF, UNJOURNALLED, FlatshipPair
 from benchmarks.interrupted import interrupt
 from benchmarks.peers import all_peers
-from benchmarks.processes import Usage, run, shown
+from benchmarks.processes import Usage, exit_when_terminated, run, shown
 from benchmarks.workplace import Workplace, workplace
 
 _MEMORY = Path("/dev/shm")
@@ -215,7 +214,7 @@ def main() -> None:
         parser.error(
             f"unknown scenario {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}"
         )
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # cleaning up
+    exit_when_terminated()
     of_guest = guest_line()
     for name in chosen.scenarios or SCENARIOS:
         scenario, rounds = SCENARIOS[name]

@@ -8,14 +8,13 @@ scenario works; its figures say little, and are kept beside those of whole disks
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable
 
 from benchmarks import report
 from benchmarks.disk import MIB
 from benchmarks.plan import Plan
-from benchmarks.processes import BenchmarkError
+from benchmarks.processes import BenchmarkError, exit_when_terminated
 from benchmarks.slow_known import delta, second_guest
 from benchmarks.slow_links import four_disks, levels, link_10, link_100
 from benchmarks.slow_steps import steps
@@ -42,7 +41,7 @@ def main() -> None:
         parser.error(
             f"unknown scenario {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}"
         )
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # cleaning up
+    exit_when_terminated()
     plan = Plan(chosen.rounds, chosen.data and chosen.data * MIB)
     arguments = ["python", "-m", "benchmarks.bench_slow"]
     options = [
