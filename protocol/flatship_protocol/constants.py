@@ -25,6 +25,7 @@ MAX_DISK_SIZE: Final = 62 << 40  # bytes
 MAX_NAME_LENGTH: Final = 80  # characters, all of them ASCII
 NO_DISK: Final = 0xFFFF  # disk handle of messages that concern no disk
 MAX_SEGMENTS: Final = 256  # entries in one chunk's segment table
+MAX_REFERENCES: Final = 1024  # images that one connection may have bound for copies
 MAX_RANGES: Final = 1024  # ranges in one STORED
 MAX_HELD: Final = 512  # digests in one HELD
 MAX_ZSTD_WINDOW: Final = 1 << 23  # bytes; a frame holds no more than a chunk

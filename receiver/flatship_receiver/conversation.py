@@ -5,7 +5,7 @@ in one of them ends it. What a message means is the session's to decide (``Decid
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -18,7 +18,9 @@ from flatship_protocol.messages import (
     Chunk,
     Codec,
     Error,
+    ImageReference,
     Message,
+    SegmentKind,
     decode,
     encode,
 )
@@ -58,8 +60,18 @@ class Decides(Protocol):
     def streams(self) -> Streams | None:
         """The streams with history that it may have, if that was agreed on."""
 
-    def accept(self, epoch: int, chunk: Chunk) -> DiskIntake | None:
-        """The disk that is to store a chunk, or None where there is nothing to store."""
+    @property
+    def may_copy(self) -> bool:
+        """Whether copies were agreed on."""
+
+    def accept(self, epoch: int, chunk: Chunk, bound: Collection[int]) -> DiskIntake | None:
+        """The disk that is to store a chunk, or None where there is nothing to store.
+
+        Args:
+            epoch: That of its message.
+            chunk: What came.
+            bound: The image references of its connection.
+        """
 
     async def act(self, connection: Connection, epoch: int, message: Message) -> bool:
         """Do what a message other than CHUNK asks for; True after GOODBYE."""
@@ -80,6 +92,7 @@ class Conversation:
         self._shared = facilities
         self._stores = _Stores()
         self._history: HistoryDecoder | None = None
+        self._references: dict[int, bytes] = {}  # at most MAX_REFERENCES; the uuids of images
 
     async def run(self) -> None:
         """Read until GOODBYE; chunks that were accepted are stored whatever comes after them.
@@ -122,10 +135,13 @@ class Conversation:
                 if isinstance(message, Chunk):
                     if message.codec is Codec.HISTORY:
                         message = await self._decoded(message, frame)
-                    disk = self._session.accept(epoch, message)
+                    disk = self._session.accept(epoch, message, self._references.keys())
                     if disk is not None:
-                        self._stores.start(disk.store(message, frame))
+                        named = self._images_named_in(message)
+                        self._stores.start(disk.store(message, frame, named))
                         keep = True
+                elif isinstance(message, ImageReference):
+                    self._bind(message)
                 elif await self._session.act(connection, epoch, message):
                     return
             finally:
@@ -133,6 +149,20 @@ class Conversation:
                     self._shared.frames.release(frame)
             if not keep:
                 await asyncio.sleep(0)  # a flood of small messages leaves others their turn
+
+    def _bind(self, message: ImageReference) -> None:
+        """Take an image reference, for the chunks that follow."""
+        if not self._session.may_copy:
+            raise Refused(ErrorCode.UNSUPPORTED, "copies were not agreed on")
+        self._references[message.reference] = message.uuid
+
+    def _images_named_in(self, chunk: Chunk) -> dict[int, bytes]:
+        """What the references of a chunk's copies mean now; later ones may mean another."""
+        return {
+            segment.image: self._references[segment.image]
+            for segment in chunk.segments
+            if segment.kind is SegmentKind.COPY
+        }
 
     async def _decoded(self, chunk: Chunk, frame: memoryview) -> Chunk:
         """A chunk of the connection's stream as one with a raw payload, in the same frame.

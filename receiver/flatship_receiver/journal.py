@@ -283,6 +283,10 @@ class Journal:
         """Return what is known of the image, if anything."""
         return next(self._records("WHERE uuid = ?", uuid), None)
 
+    def image_of(self, peer: bytes, uuid: bytes) -> ImageRecord | None:
+        """The image of that uuid if it is that sender's; another's is as if there were none."""
+        return next(self._records("WHERE peer = ? AND uuid = ?", peer, uuid), None)
+
     def images(self) -> tuple[ImageRecord, ...]:
         """Return every image on record, the oldest first."""
         return tuple(self._records("ORDER BY id"))

@@ -70,12 +70,13 @@ class SpaceSample:
 class DatastoreMetrics:
     """The series of one datastore, looked up once."""
 
-    __slots__ = ("_fsync", "_kept", "_skipped", "_write", "_written")
+    __slots__ = ("_copied", "_fsync", "_kept", "_skipped", "_write", "_written")
 
     def __init__(self, families: "_DatastoreFamilies", name: str) -> None:
         self._written = families.written.labels(name)
         self._skipped = families.skipped.labels(name)
         self._kept = families.kept.labels(name)
+        self._copied = families.copied.labels(name)
         self._write = families.write.labels(name)
         self._fsync = families.fsync.labels(name)
 
@@ -90,6 +91,10 @@ class DatastoreMetrics:
     def kept(self, count: int) -> None:
         """Count bytes of chunks that came anew and were left as they stood."""
         self._kept.inc(count)
+
+    def copied(self, count: int) -> None:
+        """Count bytes of chunks that were copied from a disk that holds them."""
+        self._copied.inc(count)
 
     def write_seconds(self, seconds: float) -> None:
         """Observe one write."""
@@ -234,6 +239,12 @@ class _DatastoreFamilies:
             registry,
             "kept_bytes_total",
             "Bytes of changed chunks, left as they stood.",
+            "datastore",
+        )
+        self.copied = _counter(
+            registry,
+            "copied_bytes_total",
+            "Bytes written that were copied from a disk that holds them.",
             "datastore",
         )
         self.write, self.fsync = (

@@ -11,7 +11,8 @@ that is on record is written again, the record forgets it (``Holdings.let_go``).
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -45,6 +46,7 @@ from flatship_protocol.messages import (
 from flatship_protocol.session import ReceiverDisk, ReceiverSession, ReceiverState
 from flatship_receiver.batches import Written, runs
 from flatship_receiver.completion import Completion
+from flatship_receiver.copy_sources import CopySources
 from flatship_receiver.datastores.base import Image
 from flatship_receiver.facilities import Facilities, Store
 from flatship_receiver.journal import Journal, JournalError
@@ -55,6 +57,7 @@ from flatship_receiver.target import Target
 
 FLUSH_BYTES: Final = 64 << 20  # written and not flushed; more starts a flush at once
 FLUSH_DELAY: Final = 0.5  # seconds that a written chunk waits for company
+NO_REFERENCES: Final[Mapping[int, bytes]] = MappingProxyType({})
 ZERO_SLICE: Final = 1 << 30  # bytes zeroed in one call of a worker
 
 # A sender that goes through its disk in order leaves some hundred digest segments open: those of
@@ -82,6 +85,7 @@ class DiskIntake:
         send: Sends a message to the sender on whichever connection is left.
         facilities: Shared by all disks.
         resumes: The sender knows HELD: what was not finished is kept, and gone on with.
+        copying: What its chunks may be copied from; its image is one of those.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class DiskIntake:
         facilities: Facilities,
         *,
         resumes: bool,
+        copying: CopySources,
     ) -> None:
         self.opening = opening
         self._target = Target(opening, peer, store_, facilities, resumes=resumes)
@@ -102,6 +107,8 @@ class DiskIntake:
         self._send = send
         self._shared = facilities
         self._resumes = resumes
+        self._peer = peer
+        self._copying = copying
         self._failure: TransferError | None = None
         # What is larger is refused before it matters.
         self._manifest = Manifest(min(opening.size, MAX_DISK_SIZE))
@@ -158,8 +165,15 @@ class DiskIntake:
         """Say so in the log and the metrics if the disk does not get on, or does again."""
         self._stalls.look(storing=self._storing > 0)
 
-    async def store(self, chunk: Chunk, frame: memoryview) -> None:
+    async def store(
+        self, chunk: Chunk, frame: memoryview, references: Mapping[int, bytes] = NO_REFERENCES
+    ) -> None:
         """Write a chunk that the session accepted; the frame is given back.
+
+        Args:
+            chunk: What came.
+            frame: Holds its payload.
+            references: The image's uuid for each reference of its copies.
 
         Raises:
             CodecError: The peer broke the protocol.
@@ -172,12 +186,14 @@ class DiskIntake:
             if self._failure is not None:
                 return
             await self._target.held.let_go(chunk.offset, chunk.length)
-            effect = await self._shared.workers.run(store, self._image, chunk)
+            async with self._copying.lend(self._peer, references) as sources:
+                effect = await self._shared.workers.run(store, self._image, chunk, sources)
             self._store.metrics.written(effect.written)
             self._store.metrics.skipped(effect.zeroed)
             self._store.metrics.kept(effect.kept)
+            self._store.metrics.copied(effect.copied)
             self._store.metrics.write_seconds(time.monotonic() - started)
-            self._store.reservations.used(self._target.uuid, effect.written)
+            self._store.reservations.used(self._target.uuid, effect.written + effect.copied)
             self._note(Written(chunk.offset, chunk.length, chunk.digest))
         except (DatastoreError, JournalError) as error:
             self.fail(error)
@@ -300,6 +316,7 @@ class DiskIntake:
     def _begin(self, image: Image) -> None:
         if self._shared.prove:
             self._proof = RunningProof(image, self._shared.slow_workers, self._proof_failed)
+        self._copying.begin(self._peer, self._target.uuid, image, self.opening.size)
         self._shared.metrics.disk_state(self.opening.vm, self.opening.name, "receiving")
 
     async def _receive(self) -> None:
@@ -455,6 +472,7 @@ class DiskIntake:
         if self._proof is not None:
             await self._proof.stop()
         self._shared.metrics.inflight(-self._unflushed)
+        self._copying.end(self._peer, self._target.uuid)
         proven = self.account.state is ReceiverState.PROVEN
         resumable = not proven and self._is_to_be_resumed()
         await self._target.let_go(kept=proven or resumable, publishing=self._publishing)

@@ -5,7 +5,7 @@ session decides what they mean. A session ends with its last connection.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -43,22 +43,23 @@ from flatship_protocol.messages import (
     OpenDisk,
     Ping,
     Pong,
+    SegmentKind,
     Zero,
     encode,
 )
 from flatship_protocol.session import ReceiverSession, Verdict
 from flatship_receiver.admission import CONNECTIONS_PER_SESSION, SESSIONS_PER_PEER
 from flatship_receiver.conversation import Aborted, Conversation, Refused, say_and_close
+from flatship_receiver.copy_sources import CopySources
 from flatship_receiver.facilities import Facilities, Store
 from flatship_receiver.journal import EpochClaim, Journal
 from flatship_receiver.peers import Peer
 from flatship_receiver.pipeline import Abandoned, DiskIntake
-from flatship_receiver.store import DELTA_SEGMENTS, SUPPORTED_SEGMENTS
 from flatship_receiver.windows import Streams
 from flatship_service.errors import OperatorError
 
 CREDIT: Final = 256 << 20  # bytes of chunks a session may have unacknowledged
-CAPABILITIES: Final = Capability.RESUME | Capability.DELTA | Capability.HISTORY
+CAPABILITIES: Final = Capability.RESUME | Capability.DELTA | Capability.KNOWN | Capability.HISTORY
 SOFTWARE: Final = "flatship-receiver"
 TAKEOVER_TIMEOUT: Final = 8.0  # seconds an older incarnation gets to let go of its disks
 UPKEEP_INTERVAL: Final = 2.0  # seconds
@@ -94,6 +95,7 @@ class Session:
         epoch: The incarnation.
         stores: Datastores by name; the first is the default.
         facilities: Shared by all sessions.
+        copying: What chunks may be copied from; shared by all sessions.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Session:
         epoch: int,
         stores: Mapping[str, Store],
         facilities: Facilities,
+        copying: CopySources,
     ) -> None:
         self.caller = caller
         self.session_id = hello.session_id
@@ -115,8 +118,12 @@ class Session:
             self.streams = facilities.windows.grant()
             if self.streams is None:
                 self._capabilities &= ~Capability.HISTORY
-        deltas = Capability.DELTA in self._capabilities
-        self._segments = DELTA_SEGMENTS if deltas else SUPPORTED_SEGMENTS
+        self._segments = {SegmentKind.LITERAL, SegmentKind.ZERO}
+        if Capability.DELTA in self._capabilities:
+            self._segments.add(SegmentKind.KEEP)
+        if Capability.KNOWN in self._capabilities:
+            self._segments.add(SegmentKind.COPY)
+        self._copying = copying
         self._stores = stores
         self._shared = facilities
         self._account = ReceiverSession(epoch, CREDIT)
@@ -128,6 +135,11 @@ class Session:
         self._upkeep: asyncio.Task[None] | None = None
         self.aborted: asyncio.Future[ErrorCode] = asyncio.get_running_loop().create_future()
         self._log = log.bind(peer=caller.peer.name, address=caller.address)
+
+    @property
+    def may_copy(self) -> bool:
+        """Whether copies were agreed on."""
+        return SegmentKind.COPY in self._segments
 
     @property
     def is_open(self) -> bool:
@@ -204,11 +216,14 @@ class Session:
                 continue
             return
 
-    def accept(self, epoch: int, chunk: Chunk) -> DiskIntake | None:
-        """The disk that is to store a chunk, or None where there is nothing to store."""
+    def accept(self, epoch: int, chunk: Chunk, bound: Collection[int]) -> DiskIntake | None:
+        """See ``Decides.accept``."""
         disk = self._disk(chunk.disk)
         if any(segment.kind not in self._segments for segment in chunk.segments):
             raise Refused(ErrorCode.UNSUPPORTED, "a segment of a kind that was not agreed on")
+        for segment in chunk.segments:
+            if segment.kind is SegmentKind.COPY and segment.image not in bound:
+                raise UnexpectedMessage(f"a copy from image {segment.image}, which is not bound")
         try:
             verdict = self._account.receive(epoch, chunk, disk.digest_of)
         except DiskError as error:
@@ -286,6 +301,7 @@ class Session:
             self.send,
             self._shared,
             resumes=Capability.RESUME in self._capabilities,
+            copying=self._copying,
         )
         self._disks[opening.disk] = disk
         task = asyncio.create_task(disk.run())
@@ -308,6 +324,7 @@ class Session:
             await asyncio.sleep(UPKEEP_INTERVAL)
             if self._peer_now() is None and not self.aborted.done():
                 self.aborted.set_result(ErrorCode.NOT_PERMITTED)
+            self._copying.tidy()
             for disk in self._disks.values():
                 disk.look_for_stall()
             for connection in list(self._connections.values()):
@@ -340,6 +357,7 @@ class Session:
             await asyncio.wait(self._running)
         if self._upkeep is not None:  # not sooner: it says which storage is waited for
             self._upkeep.cancel()
+        self._copying.leave(self.caller.peer.public)
         if self.streams is not None:
             self.streams.release()
         self._log.info("session ended", orderly=self._over)
@@ -357,6 +375,7 @@ class Sessions:
     def __init__(self, stores: Mapping[str, Store], facilities: Facilities) -> None:
         self._stores = stores
         self._shared = facilities
+        self._copying = CopySources(stores, facilities)
         self._sessions: dict[tuple[bytes, bytes], Session] = {}
         self._joining: dict[tuple[bytes, bytes], asyncio.Lock] = {}
 
@@ -412,7 +431,9 @@ class Sessions:
                     "the epoch before this one is still letting go of its disks",
                 ) from None
             self._forget(current)
-        session = self._sessions[key] = Session(caller, hello, epoch, self._stores, self._shared)
+        session = self._sessions[key] = Session(
+            caller, hello, epoch, self._stores, self._shared, self._copying
+        )
         return session
 
     def _forget(self, session: Session) -> None:

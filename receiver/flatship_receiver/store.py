@@ -1,27 +1,46 @@
 """What a worker thread does to one chunk: decode, check the digest, write.
 
-A chunk of which the image is to keep a part is put together here first, with what the
-image holds now. That is never trusted: the digest of the whole decides, as for any other.
+A chunk of which the image is to keep a part, or of which a part is to be copied, is put
+together here first, with what the images hold now. That is never trusted: the digest of
+the whole decides, as for any other.
 """
 
 import mmap
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from types import MappingProxyType
+from typing import Final, Protocol
 
 from flatship_protocol.codec import Decompressor
 from flatship_protocol.constants import CHUNK_SIZE, PAGE_SIZE
 from flatship_protocol.digest import chunk_digest
 from flatship_protocol.errors import DatastoreError, DigestMismatch
-from flatship_protocol.messages import Chunk, Codec, SegmentKind
+from flatship_protocol.messages import Chunk, Codec, Segment, SegmentKind
 from flatship_receiver.datastores.base import Image
 
 SUPPORTED_SEGMENTS: Final = frozenset({SegmentKind.LITERAL, SegmentKind.ZERO})
-DELTA_SEGMENTS: Final = SUPPORTED_SEGMENTS | {SegmentKind.KEEP}
+_NO_SOURCES: Final[Mapping[int, "CopySource"]] = MappingProxyType({})
+
+
+class CopySource(Protocol):
+    """An image that chunks are copied from."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its disk; what is behind them is no part of it."""
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` with what the image holds at ``offset``.
+
+        Raises:
+            DatastoreError: It cannot be read; ``buffer`` is undefined.
+            ValueError: It has been let go of, or ends before that.
+        """
 
 
 class KeptDiffers(DigestMismatch):
-    """With what the image holds, or without what cannot be read of it, the chunk is another.
+    """With what the images hold, or without what cannot be read of them, the chunk is another.
 
     Nobody's fault: the sender has it whole.
     """
@@ -34,6 +53,7 @@ class Effect:
     written: int
     zeroed: int = 0
     kept: int = 0
+    copied: int = 0
 
 
 @dataclass(slots=True)
@@ -48,18 +68,18 @@ class _Scratch:
 _thread = threading.local()
 
 
-def store(image: Image, chunk: Chunk) -> Effect:
+def store(image: Image, chunk: Chunk, sources: Mapping[int, CopySource] = _NO_SOURCES) -> Effect:
     """Write one chunk to ``image`` if its bytes have the digest that came with them.
 
     Args:
         image: Where it goes.
-        chunk: With segments of DELTA_SEGMENTS only; ``payload`` stays
-            valid until this returns.
+        chunk: Raw, or a zstd frame; ``payload`` stays valid until this returns.
+        sources: What its copies name, by reference; one that is not there cannot be read.
 
     Raises:
         CodecError: The payload is not what it claims to be; nothing was written.
-        KeptDiffers: What the image was to keep is not what the sender takes it for;
-            nothing was written.
+        KeptDiffers: What the image was to keep, or what was to be copied, is not what the
+            sender takes it for; nothing was written.
         DigestMismatch: The bytes are not the sender's; nothing was written.
         DatastoreError: What was written is unknown.
     """
@@ -68,8 +88,9 @@ def store(image: Image, chunk: Chunk) -> Effect:
         _check(literals, chunk)
         image.write(chunk.offset, literals)
         return Effect(chunk.length)
-    _check(_assemble(image, chunk, literals), chunk)
-    written = zeroed = position = 0
+    whole = _assemble(image, chunk, literals, sources)
+    _check(whole, chunk)
+    written = zeroed = copied = position = 0
     for segment in chunk.segments:
         length = min(segment.pages * PAGE_SIZE, chunk.length - position)
         if segment.kind is SegmentKind.LITERAL:
@@ -78,12 +99,12 @@ def store(image: Image, chunk: Chunk) -> Effect:
         elif segment.kind is SegmentKind.ZERO:
             image.zero(chunk.offset + position, length)
             zeroed += length
+        elif segment.kind is SegmentKind.COPY:
+            image.write(chunk.offset + position, whole[position : position + length])
+            copied += length
         position += length
-    return Effect(written, zeroed, chunk.length - written - zeroed)
-
-
-def _keeps(chunk: Chunk) -> bool:
-    return any(segment.kind is SegmentKind.KEEP for segment in chunk.segments)
+    kept = chunk.length - written - zeroed - copied
+    return Effect(written, zeroed, kept, copied)
 
 
 def _literals(chunk: Chunk) -> memoryview:
@@ -95,10 +116,12 @@ def _literals(chunk: Chunk) -> memoryview:
     return out
 
 
-def _assemble(image: Image, chunk: Chunk, literals: memoryview) -> memoryview:
-    """Lay the literal runs where they belong, and between them zeros and what is kept."""
+def _assemble(
+    image: Image, chunk: Chunk, literals: memoryview, sources: Mapping[int, CopySource]
+) -> memoryview:
+    """Lay the literal runs where they belong, and between them zeros, what is kept, and copies."""
     whole = _scratch().whole[: chunk.length]
-    if _keeps(chunk):
+    if any(segment.kind is SegmentKind.KEEP for segment in chunk.segments):
         try:
             image.read_latest(whole, chunk.offset)
         except DatastoreError as error:
@@ -111,13 +134,25 @@ def _assemble(image: Image, chunk: Chunk, literals: memoryview) -> memoryview:
             taken += length
         elif segment.kind is SegmentKind.ZERO:
             whole[position : position + length] = bytes(length)
+        elif segment.kind is SegmentKind.COPY:
+            try:
+                _copy(segment, sources, whole[position : position + length])
+            except (DatastoreError, ValueError) as error:
+                raise KeptDiffers(chunk.offset) from error
         position += length
     return whole
 
 
+def _copy(segment: Segment, sources: Mapping[int, CopySource], out: memoryview) -> None:
+    source = sources.get(segment.image)
+    if source is None or segment.source_offset + len(out) > source.size:
+        raise ValueError(f"nothing to copy at {segment.source_offset} of image {segment.image}")
+    source.read(out, segment.source_offset)
+
+
 def _check(data: memoryview, chunk: Chunk) -> None:
     if chunk_digest(data) != chunk.digest:
-        raise (KeptDiffers if _keeps(chunk) else DigestMismatch)(chunk.offset)
+        raise (KeptDiffers if chunk.guesses else DigestMismatch)(chunk.offset)
 
 
 def _scratch() -> _Scratch:

@@ -15,7 +15,7 @@ from flatship_protocol.errors import DatastoreError, DiskError, ErrorCode
 from flatship_protocol.extents import ExtentKind
 from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
 from flatship_receiver import vmdk
-from flatship_receiver.datastores.base import Datastore, Image, ImageRequest
+from flatship_receiver.datastores.base import Datastore, Image, ImageRequest, View
 from flatship_receiver.datastores.local import LocalDatastore
 from flatship_receiver.datastores.memory import MemoryDatastore
 from flatship_receiver.datastores.null import NullDatastore
@@ -466,3 +466,140 @@ def test_an_image_that_was_made_anew_is_not_the_former_one(datastore: Datastore)
     assert again is not None
     assert read(again, 0, MIB) == bytes(MIB)
     again.abort()
+
+
+# Views
+
+
+UUID = vmdk.make_uuid((1).to_bytes(16, "big"))
+OTHER = vmdk.make_uuid((2).to_bytes(16, "big"))
+NAMED = replace(REQUEST, uuid=UUID)
+CONTENT = Random(3).randbytes(3 * MIB)
+
+
+def written(datastore: Datastore, request: ImageRequest = NAMED, content: bytes = CONTENT) -> Image:
+    image = datastore.create(request)
+    image.write(2 * MIB, memoryview(content))
+    image.flush()
+    return image
+
+
+def view(datastore: Datastore, uuid: bytes = UUID, capacity: int = CAPACITY) -> View | None:
+    return datastore.view("web", "web01", capacity, uuid)
+
+
+def read_view(opened: View | None, offset: int, length: int) -> bytes:
+    assert opened is not None
+    buffer = memoryview(bytearray(length))
+    opened.read(buffer, offset)
+    return bytes(buffer)
+
+
+@pytest.mark.parametrize("disk_format", DiskFormat)
+@pytest.mark.parametrize("is_published", [True, False])
+def test_view_shows_what_stands(
+    datastore: Datastore, disk_format: DiskFormat, is_published: bool
+) -> None:
+    request = replace(NAMED, layout=replace(THIN, format=disk_format))
+    image = written(datastore, request)
+    image.commit(descriptor_for(request)) if is_published else image.close()
+    opened = view(datastore)
+    assert read_view(opened, 0, CAPACITY) == bytes(2 * MIB) + CONTENT + bytes(3 * MIB)
+    assert read_view(opened, 2 * MIB + 511, 5000) == CONTENT[511:5511]
+    assert opened is not None
+    opened.close()
+
+
+def test_view_over_several_extents(tmp_path: Path) -> None:
+    datastore = LocalDatastore("here", str(tmp_path))
+    layout = replace(THIN, format=DiskFormat.TWO_GB_MAX_EXTENT_FLAT)
+    capacity = STEP + 8 * MIB
+    image = datastore.create(replace(NAMED, layout=layout, capacity=capacity))
+    image.write(STEP - MIB, memoryview(CONTENT))
+    image.close()
+    opened = view(datastore, capacity=capacity)
+    assert read_view(opened, STEP - MIB, len(CONTENT)) == CONTENT
+    assert opened is not None
+    opened.close()
+    datastore.close()
+
+
+@pytest.mark.parametrize("is_published", [True, False])
+def test_view_is_of_the_image_that_was_asked_for(datastore: Datastore, is_published: bool) -> None:
+    image = written(datastore)
+    image.commit(descriptor_for(NAMED)) if is_published else image.close()
+    assert view(datastore, OTHER) is None
+    assert view(datastore, capacity=CAPACITY + MIB) is None
+    assert datastore.view("web", "web02", CAPACITY, UUID) is None
+    assert datastore.view("nobody", "web01", CAPACITY, UUID) is None
+
+
+def test_no_view_of_what_is_being_written(datastore: Datastore) -> None:
+    image = written(datastore)
+    assert code_of(lambda: view(datastore)) is ErrorCode.DISK_BUSY
+    image.abort()
+    assert view(datastore) is None
+
+
+def test_published_disk_can_be_viewed_while_its_successor_is_written(datastore: Datastore) -> None:
+    written(datastore).commit(descriptor_for(NAMED))
+    following = datastore.create(replace(NAMED, uuid=OTHER, replace=True))
+    opened = view(datastore)
+    assert read_view(opened, 2 * MIB, MIB) == CONTENT[:MIB]
+    following.abort()
+    assert opened is not None
+    opened.close()
+
+
+def test_view_hinders_neither_resumption_nor_publication_nor_replacement(
+    datastore: Datastore, published: Published
+) -> None:
+    written(datastore).close()
+    first = view(datastore)
+    resumed = datastore.resume(NAMED)
+    assert resumed is not None
+    resumed.commit(descriptor_for(NAMED))
+    second = view(datastore)
+    following = replace(NAMED, uuid=OTHER, replace=True)
+    written(datastore, following, bytes(MIB)).commit(descriptor_for(following, 2))
+    assert published() == {"web01.vmdk"}
+    assert view(datastore) is None
+    third = view(datastore, OTHER)
+    assert read_view(third, 2 * MIB, MIB) == bytes(MIB)
+    for opened in (first, second):  # what was open stays that of its image, and of no other
+        assert read_view(opened, 2 * MIB, MIB) == CONTENT[:MIB]
+    for opened in (first, second, third):
+        assert opened is not None
+        opened.close()
+
+
+def test_view_of_an_incomplete_image_does_not_become_one_of_its_successor(
+    datastore: Datastore,
+) -> None:
+    written(datastore).close()
+    opened = view(datastore)
+    image = written(datastore, replace(NAMED, uuid=OTHER), bytes(MIB))
+    assert read_view(opened, 2 * MIB, MIB) == CONTENT[:MIB]
+    image.close()
+    assert view(datastore) is None
+    assert opened is not None
+    opened.close()
+
+
+def test_view_ends_with_its_disk_and_with_close(datastore: Datastore) -> None:
+    written(datastore).commit(descriptor_for(NAMED))
+    opened = view(datastore)
+    for offset, length in ((CAPACITY - 1, 2), (CAPACITY, 1), (-1, 1)):
+        with pytest.raises(ValueError, match="past the end"):
+            read_view(opened, offset, length)
+    assert opened is not None
+    opened.close()
+    opened.close()
+    with pytest.raises(ValueError, match="closed"):
+        read_view(opened, 0, 1)
+
+
+def test_null_datastore_has_nothing_to_view() -> None:
+    datastore = NullDatastore("nowhere")
+    datastore.create(NAMED).commit(descriptor_for(NAMED))
+    assert view(datastore) is None

@@ -9,7 +9,7 @@ import msgspec
 from flatship_protocol.names import name_problem
 from flatship_receiver.authorized_senders import AuthorizedSenders
 from flatship_receiver.config import configure
-from flatship_receiver.datastores.local_image import _NAME_OF_IMAGE, _image_named_in
+from flatship_receiver.datastores.local_image import _NAME_OF_IMAGE, image_named_in
 from flatship_receiver.invitations import Invitations, StoredInvitation
 from flatship_sender.claims import _last
 from flatship_sender.page_index import PageIndex
@@ -133,7 +133,7 @@ def read_lock_file(data: bytes) -> None:
     """
     os.ftruncate(_LOCK_FILE, 0)
     os.pwrite(_LOCK_FILE, data, 0)
-    uuid = _image_named_in(_LOCK_FILE)
+    uuid = image_named_in(_LOCK_FILE)
     if uuid is None:
         raise ConfigError("no uuid")
     assert len(uuid) == 16

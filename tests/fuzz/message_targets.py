@@ -23,10 +23,12 @@ SEGMENTS: Final = (
 )
 PAYLOAD: Final = memoryview(bytes(512))
 
+COPIES: Final = (Segment(SegmentKind.COPY, 1, 1023, 1 << 40), Segment(SegmentKind.COPY, 1))
 MESSAGES: Final[tuple[messages.Message, ...]] = (
     messages.Hello(DIGEST[:16], 1, messages.Capability.DELTA, "flatship"),
     messages.Hello(DIGEST[:16], 0, messages.Capability(1 << 63), "é" * 32),
     messages.HelloOk(messages.Capability.NONE, 1 << 26, 16, 90, "flatship"),
+    messages.HelloOk(messages.Capability.HISTORY, 1 << 26, 16, 90, "flatship", 25, 2),
     messages.OpenDisk(
         1,
         1,
@@ -46,6 +48,8 @@ MESSAGES: Final[tuple[messages.Message, ...]] = (
     messages.Chunk(1, 1, 1 << 20, 512, Codec.RAW, 512, DIGEST, (), PAYLOAD),
     messages.Chunk(1, 1, 1 << 20, 1 << 20, Codec.ZSTD, 4096, DIGEST, SEGMENTS, PAYLOAD[:40]),
     messages.Chunk(1, 1, 0, 4096, Codec.RAW, 0, DIGEST, SEGMENTS[:1], PAYLOAD[:0]),
+    messages.Chunk(1, 1, 0, 512, Codec.HISTORY, 512, DIGEST, (), PAYLOAD[:40], begin=True),
+    messages.Chunk(1, 1, 0, 8192, Codec.RAW, 0, DIGEST, COPIES, PAYLOAD[:0]),
     messages.Stored(1, 1, ((0, 1 << 20), (1 << 21, 512))),
     messages.Want(1, 1, ((1 << 20, 1 << 20), (1 << 22, 512))),
     messages.Zero(1, 1, 1 << 20, 512, hole=True),
@@ -60,6 +64,7 @@ MESSAGES: Final[tuple[messages.Message, ...]] = (
     messages.Goodbye(last=False),
     messages.DiskFailed(1, 1, ErrorCode.DATASTORE_FULL, (1, 2)),
     messages.Error(ErrorCode.IDLE),
+    messages.ImageReference(1023, bytes(range(16))),
     messages.Credit(1 << 26),
     messages.Ping(1),
     messages.Pong(1),
@@ -97,8 +102,15 @@ def decode_message(data: bytes) -> None:
 def within_limits(message: messages.Message) -> bool:
     """Whether a message keeps the rules that SPEC.md has for its fields alone."""
     match message:
-        case messages.Hello() | messages.HelloOk():
+        case messages.Hello():
             return len(message.software.encode()) <= 64
+        case messages.HelloOk():
+            history = (message.history_window, message.history_streams)
+            if messages.Capability.HISTORY not in message.capabilities:
+                return history == (0, 0)
+            return 10 <= history[0] <= 27 and history[1] > 0
+        case messages.ImageReference():
+            return message.reference < 1024
         case messages.OpenDisk():
             return (
                 message.size % 512 == 0
@@ -120,6 +132,8 @@ def within_limits(message: messages.Message) -> bool:
                 and message.length in range(512, CHUNK + 1, 512)
                 and message.literal_length <= message.length
                 and pages in (0, -(-message.length // 4096))
+                and (message.codec is Codec.HISTORY or not message.begin)
+                and all(segment.image < 1024 for segment in message.segments)
             )
     return True
 

@@ -12,7 +12,7 @@ from flatship_protocol import messages
 from flatship_protocol.codec import Compressor, Decompressor
 from flatship_protocol.errors import CodecError, DigestMismatch, MalformedMessage
 from flatship_protocol.messages import Chunk, Codec, Segment, SegmentKind
-from flatship_receiver.store import DELTA_SEGMENTS, KeptDiffers, store
+from flatship_receiver.store import KeptDiffers, store
 from fuzz.message_targets import DIGEST, EPOCH, HEADER_SIZE, with_body_length
 from fuzz.target import Target
 
@@ -112,6 +112,39 @@ def _zstd_seeds() -> tuple[bytes, ...]:
     return tuple(length.to_bytes(4, "big") + frame for frame, length in frames)
 
 
+class _Source:
+    """An image to copy from: every page of it is another, and none is one of ``present``."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        assert offset % PAGE == 0
+        assert len(buffer) % PAGE == 0
+        assert offset + len(buffer) <= self.size
+        buffer[:] = elsewhere(offset, len(buffer))
+
+
+KEEP: Final = SegmentKind.KEEP
+COPY: Final = SegmentKind.COPY
+SOURCES: Final = {0: _Source(64 * PAGE), 1023: _Source(5 * PAGE - 512)}
+
+
+def elsewhere(offset: int, length: int) -> bytes:
+    """What a source holds there."""
+    first = offset // PAGE
+    pages = range(first, first + length // PAGE)
+    return b"".join((page ^ 0xFFFF).to_bytes(2, "big") * (PAGE // 2) for page in pages)
+
+
+def is_there(segment: Segment) -> bool:
+    """Whether what it copies, if it does, is within a source."""
+    if segment.kind is not COPY:
+        return True
+    source = SOURCES.get(segment.image)
+    return source is not None and segment.source_offset + segment.pages * PAGE <= source.size
+
+
 class _Record:
     """An Image that writes nothing, and knows what was asked of it."""
 
@@ -145,22 +178,22 @@ def store_chunk(data: bytes) -> None:
     _, chunk = messages.decode(memoryview(data))
     if not isinstance(chunk, Chunk):
         raise MalformedMessage("not this target's")
-    if any(segment.kind not in DELTA_SEGMENTS for segment in chunk.segments):
-        raise MalformedMessage("refused by the session")
     if chunk.codec is Codec.HISTORY:
         raise MalformedMessage("decoded by its connection; see history_targets")
     image = _Record(chunk.offset, chunk.length)
     try:
-        store(image, chunk)
+        store(image, chunk, SOURCES)
     except (CodecError, DigestMismatch) as error:
         assert image.calls == 0
         assert image.content == present(chunk.length)
-        keeps = any(segment.kind is SegmentKind.KEEP for segment in chunk.segments)
-        assert isinstance(error, CodecError | KeptDiffers) or not keeps
+        guesses = any(segment.kind in (KEEP, COPY) for segment in chunk.segments)
+        assert isinstance(error, CodecError | KeptDiffers) or not guesses
         if isinstance(error, CodecError):
             raise
+        if any(not is_there(segment) for segment in chunk.segments):
+            return
         chunk = dataclasses.replace(chunk, digest=blake3(assembled(chunk)).digest())
-        store(image, chunk)
+        store(image, chunk, SOURCES)
     assert blake3(image.content).digest() == chunk.digest
     assert image.content == assembled(chunk)
 
@@ -181,7 +214,9 @@ def assembled(chunk: Chunk) -> bytes:
     pages = b""
     for segment in segments:
         before = kept.read(segment.pages * PAGE)
-        if segment.kind is SegmentKind.LITERAL:
+        if segment.kind is COPY:
+            pages += elsewhere(segment.source_offset, segment.pages * PAGE)
+        elif segment.kind is SegmentKind.LITERAL:
             pages += literals.read(segment.pages * PAGE)
         else:
             pages += before if segment.kind is SegmentKind.KEEP else bytes(len(before))
@@ -210,6 +245,11 @@ def _chunk_seeds() -> tuple[bytes, ...]:
         _chunk(4 * PAGE, (keep, literal, keep, keep), NOISE[:PAGE], None),
         _chunk(5 * PAGE - 512, (literal, zeros, keep, keep), TEXT[:4000] + bytes(96), 3),
         _chunk(256 * PAGE, (Segment(SegmentKind.KEEP, 256),), b"", None),
+        _chunk(64 * PAGE, (Segment(COPY, 64, 0, 0),), b"", None),
+        _chunk(
+            3 * PAGE - 512, (Segment(COPY, 2, 1023, 2 * PAGE), literal), NOISE[: PAGE - 512], None
+        ),
+        _chunk(4 * PAGE, (Segment(COPY, 1, 0, 8 * PAGE), keep, literal, keep), NOISE[:PAGE], None),
     )
 
 

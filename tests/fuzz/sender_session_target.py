@@ -46,7 +46,7 @@ SENDS: Final = transitions("What a sender sends")
 RECEIVES: Final = transitions("What a sender receives")
 NOTHING: Final = memoryview(b"")
 SECTOR: Final = 512  # bytes
-KEEPING: Final = (Segment(SegmentKind.KEEP, 1),)
+GUESSES: Final = ((), (Segment(SegmentKind.KEEP, 1),), (Segment(SegmentKind.COPY, 1),))
 
 MAX_MESSAGES: Final = 8
 HELD_MESSAGE: Final = Struct(">BB4xQQ")  # flags, byte of the digests, first, count
@@ -143,9 +143,9 @@ class Script:
         message: ToReceiver
         if act <= 4:
             length = disk.length(number) if step.offset < disk.size else CHUNK
-            kept = KEEPING if step.how & 2 else ()
+            guess = GUESSES[(step.how >> 1 & 1) << (step.how >> 2 & 1)]
             message = Chunk(
-                *about, step.offset, length, Codec.RAW, length, bytes(32), kept, NOTHING
+                *about, step.offset, length, Codec.RAW, length, bytes(32), guess, NOTHING
             )
         elif act == 5:
             run = min(step.run_within(disk.size), max(disk.size - step.offset, 0))
@@ -268,7 +268,7 @@ class Script:
             account = self.session.disks[handle]
             assert account.state.value == disk.state
             assert account.chunks.keys() == {number * CHUNK for number in disk.sent}
-            assert account.keeping == {number * CHUNK for number in disk.keeping}
+            assert account.guessed == {number * CHUNK for number in disk.keeping}
             assert account.zeros.total == sum(size for _, size in disk.zeros)
 
 

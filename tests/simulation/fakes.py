@@ -85,6 +85,7 @@ class FaultyDatastore:
         self.finish = self.memory.finish
         self.recover = self.memory.recover
         self.descriptor = self.memory.descriptor
+        self.view = self.memory.view
         self.close = self.memory.close
 
     def create(self, request: ImageRequest) -> Image:

@@ -377,7 +377,7 @@ def test_a_session_that_is_lost_keeps_the_index_of_what_was_not_sent(tmp_path: P
                 running = asyncio.create_task(transfer.run(client, 2))
                 await until(
                     lambda: (
-                        any(disk.keeping for disk in transfer.session.disks.values())
+                        any(disk.guessed for disk in transfer.session.disks.values())
                         or running.done()
                     )
                 )

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from flatship_receiver.datastores.base import ImageRequest
 from flatship_receiver.datastores.folder import Folder
 from flatship_receiver.datastores.local import LocalDatastore
 from flatship_receiver.datastores.local_image import LocalImage
+from flatship_receiver.datastores.local_view import MAX_FILES, LocalView
 from flatship_receiver.datastores.locks import lock
 from flatship_receiver.descriptor_text import MAX_DESCRIPTOR_SIZE
 from flatship_receiver.vmdk import Layout
@@ -1300,7 +1301,7 @@ def test_the_lock_file_names_its_image_whichever_of_its_sectors_are_new(
             (after if new >> min(at // 512, 4) & 1 else before)[at : at + 512] for at in sectors
         )
         os.pwrite(image._lock_fd, torn, 0)
-        assert local_image._image_named_in(image._lock_fd) == REQUEST.uuid
+        assert local_image.image_named_in(image._lock_fd) == REQUEST.uuid
     image.abort()
 
 
@@ -1312,6 +1313,72 @@ def test_the_lock_file_names_its_image_while_it_is_made_as_short_as_the_descript
     length = len(os.pread(image._lock_fd, 8192, 0))
     descriptor = descriptor_for(REQUEST)
     os.pwrite(image._lock_fd, descriptor.ljust(length, b"\0"), 0)
-    named = local_image._image_named_in(image._lock_fd)
+    named = local_image.image_named_in(image._lock_fd)
     assert named == vmdk.uuid_of(vmdk.parse(descriptor))
     image.abort()
+
+
+# Views
+
+
+def test_disk_that_is_replaced_while_it_is_opened_is_not_viewed(
+    datastore: LocalDatastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_disk(datastore, REQUEST, b"a")
+    uuid = vmdk.make_uuid(b"a"[0].to_bytes(16, "big"))
+    of = LocalView.of
+
+    def replaced(folder: Folder, files: Sequence[tuple[str, int]]) -> LocalView | None:
+        monkeypatch.setattr(LocalView, "of", of)
+        image = datastore_of_its_own.create(REPLACE)
+        image.write(0, memoryview(b"b" * CAPACITY))
+        image.commit(descriptor_for(REPLACE, b"b"[0]))
+        return of(folder, files)
+
+    datastore_of_its_own = LocalDatastore("here", datastore._path)
+    monkeypatch.setattr(LocalView, "of", replaced)
+    assert datastore.view("web", "web01", CAPACITY, uuid) is None
+    datastore_of_its_own.close()
+
+
+@pytest.mark.parametrize("name", ["web01.vmdk", "web01-flat.vmdk"])
+@pytest.mark.parametrize("how", ["link", "symlink", "folder"])
+def test_view_follows_no_link(
+    datastore: LocalDatastore, tmp_path: Path, name: str, how: str
+) -> None:
+    make_disk(datastore, REQUEST, b"a")
+    uuid = vmdk.make_uuid(b"a"[0].to_bytes(16, "big"))
+    file = tmp_path / "web" / name
+    file.rename(tmp_path / "real")
+    if how == "folder":
+        file.mkdir()
+    elif how == "link":
+        file.hardlink_to(tmp_path / "real")
+    else:
+        file.symlink_to(tmp_path / "real")
+    error = refusal(lambda: datastore.view("web", "web01", CAPACITY, uuid))
+    assert error.code is ErrorCode.FOREIGN_FILE
+
+
+def test_view_of_a_disk_in_many_files_is_none(datastore: LocalDatastore, tmp_path: Path) -> None:
+    capacity = MAX_FILES * vmdk.SPLIT_EXTENT_SECTORS * 512
+    for size, there in ((capacity, True), (capacity + MIB, False)):
+        uuid = vmdk.make_uuid(size.to_bytes(16, "big"))
+        layout = replace(THIN, format=DiskFormat.TWO_GB_MAX_EXTENT_FLAT)
+        image = datastore.create(replace(REQUEST, capacity=size, layout=layout, uuid=uuid))
+        image.close()
+        opened = datastore.view("web", "web01", size, uuid)
+        assert (opened is not None) == there
+        if opened is not None:
+            opened.close()
+
+
+def test_view_of_a_file_that_was_cut_says_so(datastore: LocalDatastore, tmp_path: Path) -> None:
+    make_disk(datastore, REQUEST, b"a")
+    opened = datastore.view("web", "web01", CAPACITY, vmdk.make_uuid(b"a"[0].to_bytes(16, "big")))
+    assert opened is not None
+    os.truncate(tmp_path / "web" / "web01-flat.vmdk", MIB)
+    buffer = memoryview(bytearray(PAGE_SIZE))
+    opened.read(buffer, MIB - PAGE_SIZE)
+    assert refusal(lambda: opened.read(buffer, MIB)).code is ErrorCode.WRITE_FAILED
+    opened.close()

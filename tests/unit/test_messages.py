@@ -26,6 +26,7 @@ from flatship_protocol.messages import (
     Held,
     Hello,
     HelloOk,
+    ImageReference,
     Message,
     MessageType,
     OpenDisk,
@@ -235,6 +236,7 @@ ENCODINGS: dict[str, tuple[Message, bytes]] = {
         Held(3, 2, 0, 0, b"", last=True),
         about_disk(0x40, u64(0) + u64(0), flags=1),
     ),
+    "IMAGE": (ImageReference(1023, ID), plaintext(0x42, u32(1023) + bytes(4) + ID)),
     "CREDIT": (Credit(64 << 20), plaintext(0x10, u64(64 << 20))),
     "PING": (Ping(2**64 - 1), plaintext(0x11, b"\xff" * 8)),
     "PONG": (Pong(1), plaintext(0x12, u64(1))),
@@ -322,6 +324,7 @@ def test_reserved_bytes_of_the_header_are_zero(encoded: bytes) -> None:
         ("HELLO", range(18, 24)),
         ("OPEN_DISK", range(52, 56)),
         ("CHUNK with segments", range(67, 68)),
+        ("IMAGE", range(4, 8)),
         ("STORED", range(2, 8)),
         ("ABANDON", range(2, 8)),
         ("DISK_FAILED", range(2, 8)),
@@ -449,6 +452,17 @@ BODIES_REFUSED: dict[str, tuple[int, bytes, str]] = {
         chunk_body(literal=4096, table=entry(0, 1) + entry(2, 255, 1)),
         "kind KEEP names a source",
     ),
+    "copy from a reference that cannot be": (
+        0x05,
+        chunk_body(payload=b"", literal=0, codec=0, table=entry(3, 256, 1024)),
+        "reference 1024",
+    ),
+    "copy of a short page": (
+        0x05,
+        chunk_body(length=512, payload=b"", literal=0, codec=0, table=entry(3, 1)),
+        "last one is short",
+    ),
+    "reference that cannot be": (0x42, u32(1024) + bytes(4) + ID, "reference 1024"),
     "literal with an offset": (
         0x05,
         chunk_body(table=entry(0, 256, 0, 4096)),
@@ -464,7 +478,7 @@ BODIES_REFUSED: dict[str, tuple[int, bytes, str]] = {
 
 @pytest.mark.parametrize(("type_", "body", "reason"), BODIES_REFUSED.values(), ids=BODIES_REFUSED)
 def test_body_that_breaks_a_rule_is_refused(type_: int, body: bytes, reason: str) -> None:
-    about = plaintext if type_ == 0x02 else about_disk
+    about = plaintext if type_ in (0x02, 0x42) else about_disk
     refuses(about(type_, body), reason)
 
 

@@ -187,7 +187,7 @@ def test_the_sender_takes_what_its_table_allows_and_nothing_else(
 ) -> None:
     session = sender(state=state)
     session.disks[DISK].chunks[0] = (MIB, 1.0)
-    session.disks[DISK].keeping.add(0)
+    session.disks[DISK].guessed.add(0)
     if kind in SENDER_RECEIVES[state]:
         session.receive(EPOCH, RECEIVER_SAYS[kind])
         assert session.disks[DISK].state is SENDER_RECEIVES[state][kind]
@@ -778,3 +778,23 @@ def test_nothing_is_wanted_once_the_pass_or_the_disk_is_over(end: type) -> None:
     session.receive(EPOCH, patch(), unknown)
     session.receive(EPOCH, SENDER_SAYS[end], unknown)
     assert not session.wanted(DISK, 0)
+
+
+@pytest.mark.parametrize("kind", [SegmentKind.KEEP, SegmentKind.COPY])
+def test_a_pass_ends_when_each_chunk_that_guesses_is_answered(kind: SegmentKind) -> None:
+    session = sender(state=SenderState.STREAMING)
+    segments = (Segment(kind, 255), Segment(SegmentKind.ZERO, 1))
+    guess = replace(chunk(), codec=Codec.RAW, literal_length=0, segments=segments)
+    end = SENDER_SAYS[EndPass]
+    session.reserve(DISK, guess.offset, guess.length)
+    session.send(guess, 1.0)
+    with pytest.raises(ValueError, match="not answered"):
+        session.send(end, 2.0)
+    want = Want(DISK, PASS, ((guess.offset, guess.length),))
+    session.receive(EPOCH, want)
+    assert session.outstanding == 0
+    session.reserve(DISK, guess.offset, guess.length)
+    session.send(replace(guess, segments=(Segment(SegmentKind.ZERO, 256),)), 3.0)
+    with pytest.raises(UnexpectedMessage, match="sent whole"):
+        session.receive(EPOCH, want)
+    session.send(end, 4.0)

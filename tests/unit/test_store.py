@@ -202,3 +202,87 @@ def test_a_chunk_without_a_kept_part_is_not_read_back() -> None:
     segments = (Segment(SegmentKind.LITERAL, 1), Segment(SegmentKind.ZERO, 1))
     message = chunk(literals + bytes(PAGE_SIZE), literals, Codec.RAW, *segments)
     assert len(stored(message).calls) == 2  # the image could not be read
+
+
+class Elsewhere:
+    """An image to copy from."""
+
+    def __init__(self, content: bytes, error: Exception | None = None, size: int = 0) -> None:
+        self.size = size or len(content)
+        self._content = content
+        self._error = error
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        if self._error is not None:
+            raise self._error
+        buffer[:] = self._content[offset : offset + len(buffer)]
+
+
+THERE = Random(2).randbytes(4 * PAGE_SIZE)
+
+
+def copying(source_offset: int = PAGE_SIZE) -> tuple[Chunk, bytes]:
+    """Two pages copied from image 7, a literal one, two kept, a short literal one."""
+    literals = NOISE[: PAGE_SIZE + 512]
+    segments = (
+        Segment(SegmentKind.COPY, 2, 7, source_offset),
+        Segment(SegmentKind.LITERAL, 1),
+        Segment(SegmentKind.KEEP, 2),
+        Segment(SegmentKind.LITERAL, 1),
+    )
+    whole = b"".join(
+        (
+            THERE[PAGE_SIZE : 3 * PAGE_SIZE],
+            literals[:PAGE_SIZE],
+            NOISE[3 * PAGE_SIZE : 5 * PAGE_SIZE],
+            literals[PAGE_SIZE:],
+        )
+    )
+    fields = (1, 1, OFFSET, len(whole), Codec.RAW, len(literals), chunk_digest(whole))
+    return Chunk(*fields, segments, memoryview(literals)), whole
+
+
+def test_copies_are_written_where_they_belong() -> None:
+    message, whole = copying()
+    image = RecordingImage()
+    image.present = NOISE
+    effect = store(image, message, {7: Elsewhere(THERE)})  # type: ignore[arg-type]
+    assert effect == Effect(PAGE_SIZE + 512, 0, 2 * PAGE_SIZE, 2 * PAGE_SIZE)
+    assert image.calls == [
+        ("write", OFFSET, whole[: 2 * PAGE_SIZE]),
+        ("write", OFFSET + 2 * PAGE_SIZE, whole[2 * PAGE_SIZE : 3 * PAGE_SIZE]),
+        ("write", OFFSET + 5 * PAGE_SIZE, whole[5 * PAGE_SIZE :]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {},
+        {8: Elsewhere(THERE)},
+        {7: Elsewhere(NOISE)},
+        {7: Elsewhere(THERE, size=PAGE_SIZE * 3 - 1)},
+        {7: Elsewhere(b"")},
+        {7: Elsewhere(THERE, DatastoreError("no", ErrorCode.DISK_LOCKED))},
+        {7: Elsewhere(THERE, ValueError("closed"))},
+    ],
+    ids=["nothing", "another", "other bytes", "too short", "empty", "locked", "let go of"],
+)
+def test_a_copy_that_cannot_be_had_leaves_the_image_untouched(
+    sources: dict[int, Elsewhere],
+) -> None:
+    message, _ = copying()
+    image = RecordingImage()
+    image.present = NOISE
+    with pytest.raises(KeptDiffers):
+        store(image, message, sources)  # type: ignore[arg-type]
+    assert image.calls == []
+
+
+def test_a_copy_beyond_all_ends_is_not_read() -> None:
+    message, _ = copying((1 << 64) - PAGE_SIZE)
+    image = RecordingImage()
+    image.present = NOISE
+    with pytest.raises(KeptDiffers):
+        store(image, message, {7: Elsewhere(THERE)})  # type: ignore[arg-type]
+    assert image.calls == []

@@ -13,6 +13,7 @@ from flatship_protocol.messages.connection import (
     Goodbye,
     Hello,
     HelloOk,
+    ImageReference,
     Ping,
     Pong,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "Held",
     "Hello",
     "HelloOk",
+    "ImageReference",
     "Message",
     "MessageType",
     "OpenDisk",

@@ -6,6 +6,7 @@ from typing import ClassVar, Final, NoReturn, Self
 
 from flatship_protocol.constants import (
     CHUNK_SIZE,
+    MAX_REFERENCES,
     MAX_SEGMENTS,
     MESSAGE_HEADER_SIZE,
     PAGE_SIZE,
@@ -21,6 +22,7 @@ _SEGMENT: Final = Struct(">BBHIQ")  # kind, 0, pages, image reference, source of
 
 # Calling an enumeration takes several times as long as looking into a dict.
 _CODECS: Final = {int(codec): codec for codec in Codec}
+_GUESSED: Final = frozenset({SegmentKind.KEEP, SegmentKind.COPY})
 _KINDS: Final = {int(kind): kind for kind in SegmentKind}
 
 CHUNK_PAYLOAD_OFFSET: Final = MESSAGE_HEADER_SIZE + _FIXED.size
@@ -33,7 +35,7 @@ class Segment:
 
     Attributes:
         pages: 1 to 256; the last page of a chunk may be short.
-        image: Image reference, for COPY only.
+        image: Reference that IMAGE bound, 0 to 1023, for COPY only.
         source_offset: Bytes on that image, a multiple of 4096, for COPY only.
     """
 
@@ -69,6 +71,11 @@ class Chunk(DiskMessage):
     segments: tuple[Segment, ...]
     payload: memoryview
     begin: bool = False
+
+    @property
+    def guesses(self) -> bool:
+        """Whether a part of it is only thought to be at the receiver, which may want it whole."""
+        return any(segment.kind in _GUESSED for segment in self.segments)
 
     def _body(self) -> bytes:
         return b"".join((self._front(), self.payload, self._segment_table()))
@@ -159,6 +166,8 @@ def _parse_segments(table: memoryview, length: int) -> tuple[tuple[Segment, ...]
             _refuse("a reserved byte of a segment is not zero")
         if kind is not SegmentKind.COPY and (image or source_offset):
             _refuse(f"a segment of kind {kind.name} names a source")
+        if image >= MAX_REFERENCES:
+            _refuse(f"image reference {image}; the last one is {MAX_REFERENCES - 1}")
         if source_offset % PAGE_SIZE:
             _refuse(f"source offset {source_offset} is not a multiple of {PAGE_SIZE}")
         if not pages:
@@ -168,6 +177,8 @@ def _parse_segments(table: memoryview, length: int) -> tuple[tuple[Segment, ...]
         end = position + pages * PAGE_SIZE
         if end >= length + PAGE_SIZE:
             _refuse(f"segments go past the chunk's {length} bytes")
+        if kind is SegmentKind.COPY and end > length:
+            _refuse("a copy takes whole pages, and the chunk's last one is short")
         if kind is SegmentKind.LITERAL:
             literal += min(end, length) - position
         position = end

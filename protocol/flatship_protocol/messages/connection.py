@@ -4,7 +4,11 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import ClassVar, Final, Self
 
-from flatship_protocol.constants import MAX_HISTORY_WINDOW_LOG, MIN_HISTORY_WINDOW_LOG
+from flatship_protocol.constants import (
+    MAX_HISTORY_WINDOW_LOG,
+    MAX_REFERENCES,
+    MIN_HISTORY_WINDOW_LOG,
+)
 from flatship_protocol.errors import ErrorCode
 from flatship_protocol.messages.body import (
     ConnectionMessage,
@@ -24,6 +28,7 @@ _HELLO: Final = Struct(">16sH6xQ")  # session id, connection index, capabilities
 _HELLO_OK: Final = Struct(">QQHBBI")
 _ERROR: Final = Struct(">H6xQQ")  # code, first number, second number
 _CREDIT: Final = Struct(">Q")  # bytes
+_IMAGE: Final = Struct(">I4x16s")  # reference, uuid
 _TOKEN: Final = Struct(">Q")
 
 
@@ -151,6 +156,31 @@ class Credit(ConnectionMessage):
     @classmethod
     def _parse(cls, flags: int, body: memoryview) -> Self:
         return cls(*unpack(cls.TYPE, _CREDIT, body))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReference(ConnectionMessage):
+    """IMAGE: what the COPY segments of the connection's next chunks mean by a reference.
+
+    Attributes:
+        reference: 0 to 1023; one that is bound already is bound anew.
+        uuid: The 16 bytes that a DISK_OPENED told this sender.
+    """
+
+    TYPE: ClassVar = MessageType.IMAGE
+
+    reference: int
+    uuid: bytes
+
+    def _body(self) -> bytes:
+        return _IMAGE.pack(self.reference, self.uuid)
+
+    @classmethod
+    def _parse(cls, flags: int, body: memoryview) -> Self:
+        reference, uuid = unpack(cls.TYPE, _IMAGE, body)
+        if reference >= MAX_REFERENCES:
+            malformed(cls.TYPE, f"reference {reference}; the last one is {MAX_REFERENCES - 1}")
+        return cls(reference, uuid)
 
 
 @dataclass(frozen=True, slots=True)

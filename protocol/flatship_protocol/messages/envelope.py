@@ -7,7 +7,16 @@ from flatship_protocol.constants import MAX_PADDING, MESSAGE_HEADER_SIZE, NO_DIS
 from flatship_protocol.errors import MalformedMessage
 from flatship_protocol.messages.body import DiskMessage, malformed
 from flatship_protocol.messages.chunk import CHUNK_PAYLOAD_OFFSET, Chunk
-from flatship_protocol.messages.connection import Credit, Error, Goodbye, Hello, HelloOk, Ping, Pong
+from flatship_protocol.messages.connection import (
+    Credit,
+    Error,
+    Goodbye,
+    Hello,
+    HelloOk,
+    ImageReference,
+    Ping,
+    Pong,
+)
 from flatship_protocol.messages.disk import (
     Abandon,
     DiskFailed,
@@ -36,7 +45,9 @@ AboutDisk: TypeAlias = (
     | DiskProven
     | DiskFailed
 )
-AboutConnection: TypeAlias = Hello | HelloOk | Goodbye | Error | Credit | Ping | Pong
+AboutConnection: TypeAlias = (
+    Hello | HelloOk | Goodbye | Error | Credit | ImageReference | Ping | Pong
+)
 Message: TypeAlias = AboutDisk | AboutConnection
 
 # type, flags, disk, pass, epoch, length of the body, 0

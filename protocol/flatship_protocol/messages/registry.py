@@ -25,6 +25,7 @@ class MessageType(IntEnum):
     PONG = 0x12
     ERROR = 0x14
     HELD = 0x40
+    IMAGE = 0x42
 
 
 class Capability(IntFlag):
@@ -36,7 +37,7 @@ class Capability(IntFlag):
 
     NONE = 0
     DELTA = 1  # chunks with KEEP segments, WANT in answer to them
-    KNOWN = 2  # chunks with COPY segments
+    KNOWN = 2  # IMAGE, chunks with COPY segments, WANT in answer to them
     RESUME = 4  # HELD after DISK_OPENED; incomplete disks are kept
     HISTORY = 8  # payloads of one connection coded as one stream
 

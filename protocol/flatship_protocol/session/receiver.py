@@ -144,7 +144,7 @@ class ReceiverSession:
             self.outstanding -= entry[0]
 
     def wanted(self, handle: int, offset: int) -> bool:
-        """The chunk at ``offset`` kept what is not there: it has not come, until it comes whole.
+        """A chunk kept or copied what is not there: it has not come, until it comes whole.
 
         Returns:
             Whether it may still come; not after the end of the pass, nor of the disk.

@@ -15,7 +15,6 @@ from flatship_protocol.messages import (
     EndPass,
     Held,
     OpenDisk,
-    SegmentKind,
     Stored,
     Want,
     Zero,
@@ -55,7 +54,7 @@ class SenderDisk:
     size: int
     state: SenderState = SenderState.OPENING
     chunks: dict[int, tuple[int, float]] = field(default_factory=dict)  # offset: length, sent at
-    keeping: set[int] = field(default_factory=set)  # those of them that have KEEP segments
+    guessed: set[int] = field(default_factory=set)  # those of them with KEEP or COPY segments
     zeros: ExtentSet = field(default_factory=ExtentSet)
 
 
@@ -101,7 +100,7 @@ class SenderSession:
 
         Raises:
             ValueError: The tables forbid it; a chunk without ``reserve``; the end of a pass
-                before every chunk with KEEP segments was answered.
+                before every chunk with KEEP or COPY segments was answered.
         """
         disk = self.disks[message.disk]
         following = SENDER_SENDS[disk.state].get(type(message))
@@ -111,12 +110,14 @@ class SenderSession:
             if message.offset not in disk.chunks:
                 raise ValueError(f"no credit was reserved for the chunk at {message.offset}")
             disk.chunks[message.offset] = (message.length, now)
-            if any(segment.kind is SegmentKind.KEEP for segment in message.segments):
-                disk.keeping.add(message.offset)
+            if message.guesses:
+                disk.guessed.add(message.offset)
         elif isinstance(message, Zero):
             disk.zeros.add(message.offset, message.length)
-        elif isinstance(message, EndPass) and disk.keeping:
-            raise ValueError(f"{len(disk.keeping)} chunks with KEEP segments are not answered")
+        elif isinstance(message, EndPass) and disk.guessed:
+            raise ValueError(
+                f"{len(disk.guessed)} chunks with KEEP or COPY segments are not answered"
+            )
         disk.state = following
 
     def reserve(self, handle: int, offset: int, length: int) -> None:
@@ -180,7 +181,7 @@ class SenderSession:
                 if sent_at == NOT_SENT or start + size > offset + length:
                     raise UnexpectedMessage(f"STORED names byte {start}, which was not sent so")
                 del disk.chunks[start]
-                disk.keeping.discard(start)
+                disk.guessed.discard(start)
                 released.chunk_bytes += size
                 released.offsets.append(start)
                 released.sent_at.append(sent_at)
@@ -190,17 +191,17 @@ class SenderSession:
     def _take_back(self, disk: SenderDisk, ranges: Iterable[tuple[int, int]]) -> None:
         """Count chunks as not sent, with their credit."""
         for offset, length in ranges:
-            starts = _chunk_starts(offset, length, disk.keeping)
+            starts = _chunk_starts(offset, length, disk.guessed)
             if sum(disk.chunks[start][0] for start in starts) != length or offset not in starts:
-                raise UnexpectedMessage(f"WANT names {length} bytes at {offset}, not sent to keep")
+                raise UnexpectedMessage(f"WANT names {length} bytes at {offset}, sent whole")
             for start in starts:
                 self.outstanding -= disk.chunks.pop(start)[0]
-                disk.keeping.discard(start)
+                disk.guessed.discard(start)
 
     def _release(self, disk: SenderDisk) -> None:
         self.outstanding -= sum(length for length, _ in disk.chunks.values())
         disk.chunks.clear()
-        disk.keeping.clear()
+        disk.guessed.clear()
 
 
 def _check_held(message: Held, size: int) -> None:

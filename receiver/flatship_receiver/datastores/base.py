@@ -144,6 +144,32 @@ class Image(Protocol):
         ...
 
 
+class View(Protocol):
+    """A disk as it stands, to be read; whoever writes, replaces or removes it is not hindered.
+
+    Until it is closed the space of a disk that was removed meanwhile is not free.
+    """
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` with what the disk holds at ``offset``, whoever put it there.
+
+        Args:
+            buffer: Writable, contiguous. Its length is the read length: any.
+            offset: Bytes from the start of the disk: any.
+
+        Raises:
+            DatastoreError: The device failed, or the files are shorter; ``buffer`` is undefined.
+            ValueError: Past the end, or closed; nothing was read.
+
+        Thread-safe, but for ``close``.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the disk; no read may be under way. Idempotent."""
+        ...
+
+
 class Datastore(Protocol):
     """A place that holds disks of virtual machines, one folder a machine."""
 
@@ -204,6 +230,19 @@ class Datastore(Protocol):
         Raises:
             DatastoreError: It cannot be read, or what stands there is no
                 descriptor; the path is missing.
+            NameRefused: VM or disk cannot be called that.
+        """
+        ...
+
+    def view(self, vm: str, disk: str, capacity: int, uuid: bytes) -> View | None:
+        """Open the image of that uuid to be read: published, or incomplete and not being written.
+
+        Returns:
+            None if there is no such image, another one has taken its name, it has
+            another capacity, or it is in more files than a view may have.
+
+        Raises:
+            DatastoreError: It cannot be read; with code DISK_BUSY if it is being written.
             NameRefused: VM or disk cannot be called that.
         """
         ...

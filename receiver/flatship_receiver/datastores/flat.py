@@ -150,10 +150,10 @@ class FlatExtent:
             return
         if not self.is_direct:
             os.posix_fadvise(self.fd, offset, len(buffer), os.POSIX_FADV_DONTNEED)
-            _read_all(self.fd, buffer, offset)
+            read_all(self.fd, buffer, offset)
             return
         try:
-            _read_all(self._direct_fd, buffer, offset)
+            read_all(self._direct_fd, buffer, offset)
         except OSError as error:
             if error.errno == errno.EINVAL:  # aligned reads were tried when the file was made
                 raise ValueError(f"read at {offset}: buffer is not page-aligned") from error
@@ -161,7 +161,7 @@ class FlatExtent:
 
     def read_latest(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` with what was written last, through the page cache."""
-        _read_all(self.fd, buffer, offset)
+        read_all(self.fd, buffer, offset)
 
     def run_at(self, offset: int) -> Extent:
         """The run of data or hole that starts at ``offset``, a multiple of the page size.
@@ -204,7 +204,7 @@ class FlatExtent:
         if left != 0:
             return False
         try:
-            _read_all(self.fd, buffer, offset, _RWF_DONTCACHE)
+            read_all(self.fd, buffer, offset, _RWF_DONTCACHE)
         except OSError as error:
             if error.errno not in _NOT_SUPPORTED:
                 raise
@@ -272,7 +272,8 @@ def _open_direct(folder: Folder, name: str, fd: int) -> int:
     return direct_fd
 
 
-def _read_all(fd: int, buffer: memoryview, offset: int, flags: int = 0) -> None:
+def read_all(fd: int, buffer: memoryview, offset: int, flags: int = 0) -> None:
+    """Fill ``buffer``. See preadv2(2), which may read less; OSError if the file ends early."""
     while buffer:
         count = os.preadv(fd, [buffer], offset, flags)
         if count == 0:

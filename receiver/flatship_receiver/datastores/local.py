@@ -15,6 +15,7 @@ from flatship_receiver.datastores.base import ImageRequest, Recovery, Space
 from flatship_receiver.datastores.faults import datastore_error
 from flatship_receiver.datastores.folder import Folder
 from flatship_receiver.datastores.local_image import LocalImage
+from flatship_receiver.datastores.local_view import LocalView
 from flatship_receiver.descriptor_text import MAX_DESCRIPTOR_SIZE
 
 
@@ -131,6 +132,23 @@ class LocalDatastore:
                 ErrorCode.FOREIGN_FILE,
             )
         return text
+
+    def view(self, vm: str, disk: str, capacity: int, uuid: bytes) -> LocalView | None:
+        """See ``Datastore.view``."""
+        check_name(vm)
+        check_name(disk)
+        self._require_root()
+        # Whoever begins to write a disk takes the same turn: so it stays that of the uuid until
+        # it is open, and an open file is the same image's for ever.
+        with self._entering, _reporting("read disk in", self._root.path_of(vm)):
+            try:
+                folder = self._root.open_folder(vm)
+            except FileNotFoundError:
+                return None
+            try:
+                return LocalView.open(folder, disk, capacity, uuid)
+            finally:
+                folder.close()
 
     def finish(self, vm: str, disk: str) -> None:
         """See ``Datastore.finish``."""

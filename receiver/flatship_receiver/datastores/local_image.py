@@ -85,7 +85,7 @@ class LocalImage:
         """
         image = cls(folder, lock_fd, request, on_abort)
         try:
-            whole = _image_named_in(lock_fd) == request.uuid and image._reopen_extents()
+            whole = image_named_in(lock_fd) == request.uuid and image._reopen_extents()
         except BaseException:
             image.close()
             raise
@@ -323,7 +323,7 @@ class LocalImage:
                 stack.callback(extent.close)
 
 
-def _image_named_in(lock_fd: int) -> bytes | None:
+def image_named_in(lock_fd: int) -> bytes | None:
     """The uuid of the image that a lock file belongs to: on a line, or in its descriptor."""
     # A file that is made shorter has zeros behind its new end before it has its new length.
     text = os.pread(lock_fd, MAX_DESCRIPTOR_SIZE, 0).rstrip(b"\0")

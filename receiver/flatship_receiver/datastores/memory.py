@@ -182,6 +182,24 @@ class MemoryImage:
             raise ValueError(f"{length} bytes at {offset} reach past the end, {self.capacity}")
 
 
+class MemoryView:
+    """A disk of a ``MemoryDatastore`` to be read."""
+
+    def __init__(self, disk: MemoryDisk) -> None:
+        self._disk: MemoryDisk | None = disk
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        """See ``View.read``."""
+        disk = self._disk
+        if disk is None or offset < 0 or offset + len(buffer) > disk.capacity:
+            raise ValueError(f"{len(buffer)} bytes at {offset}: past the end, or closed")
+        buffer[:] = disk.read(offset, len(buffer))
+
+    def close(self) -> None:
+        """See ``View.close``."""
+        self._disk = None
+
+
 class MemoryDatastore:
     """Holds disks in a dictionary; ``size``, in bytes, bounds what they take together."""
 
@@ -254,6 +272,21 @@ class MemoryDatastore:
         with self._lock:
             found = self._disks.get((vm, disk))
         return found.descriptor if found else None
+
+    def view(self, vm: str, disk: str, capacity: int, uuid: bytes) -> MemoryView | None:
+        """See ``Datastore.view``."""
+        check_name(vm)
+        check_name(disk)
+        key = (vm, disk)
+        with self._lock:
+            published, (request, kept) = self._disks.get(key), self._kept.get(key, (None, None))
+            if published is not None and vmdk.uuid_of(vmdk.parse(published.descriptor)) == uuid:
+                kept = published.content
+            elif key in self._images:
+                raise DatastoreError(f"disk {key} is being written", ErrorCode.DISK_BUSY)
+            elif request is None or request.uuid != uuid:
+                return None
+        return MemoryView(kept) if kept is not None and kept.capacity == capacity else None
 
     def finish(self, vm: str, disk: str) -> None:
         """Nothing is ever half published."""

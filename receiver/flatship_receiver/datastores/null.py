@@ -6,7 +6,7 @@ from flatship_protocol.constants import MAX_DISK_SIZE
 from flatship_protocol.extents import Extent, ExtentKind
 from flatship_protocol.names import check_name
 from flatship_receiver import vmdk
-from flatship_receiver.datastores.base import ImageRequest, Recovery, Space
+from flatship_receiver.datastores.base import ImageRequest, Recovery, Space, View
 
 
 class NullImage:
@@ -84,6 +84,12 @@ class NullDatastore:
 
     def descriptor(self, vm: str, disk: str) -> bytes | None:
         """None: nothing is ever published."""
+        check_name(vm)
+        check_name(disk)
+        return None
+
+    def view(self, vm: str, disk: str, capacity: int, uuid: bytes) -> View | None:
+        """None: nothing is held."""
         check_name(vm)
         check_name(disk)
         return None
