@@ -30,6 +30,7 @@ from flatship_receiver.segment_record import KNOWN_SIZE, SegmentRecord, by_segme
 
 DATABASE_NAME: Final = "journal.db"
 LOCK_NAME: Final = "journal.lock"
+LOG_PAGES: Final = 256  # of 4 KiB in SQLite's log before they are moved to the database
 READER_PATIENCE: Final = 5.0  # seconds a reader waits while the writer recovers the log
 
 # Each script takes a journal from the version that is its index to the next.
@@ -462,6 +463,9 @@ class Journal:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("PRAGMA foreign_keys = ON")
+        # SQLite's own 1,000 pages are as much as the record of an 8 GiB disk may take in all.
+        self._connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+        self._connection.execute(f"PRAGMA journal_size_limit = {LOG_PAGES * 4096}")
 
     def _version(self) -> int:
         version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]

@@ -7,6 +7,7 @@ import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -266,6 +267,23 @@ def test_state_costs_less_than_a_twentieth_of_a_percent_of_the_disk(tmp_path):
     journal.close()
     used = sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir())
     assert used <= size * 0.0005
+
+
+def test_a_pass_that_changes_chunks_here_and_there_needs_no_more_state_while_it_runs(tmp_path):
+    size = 8 * GIB
+    journal = Journal.open(tmp_path)
+    journal.begin_image(replace(RECORD, size=size, capacity=size))
+    save_segments(journal, *((number, random_digests(1024)) for number in range(8)))
+    random = Random(1)
+    most = 0
+    for _ in range(200):
+        chunk = random.randrange(8192)
+        journal.let_go(UUID, [(chunk, 1)])
+        journal.hold(UUID, [(chunk, 1, random_digests(1))])
+        used = sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir())
+        most = max(most, used)
+    journal.close()
+    assert most <= size * 0.0005
 
 
 def test_an_older_journal_is_brought_up_to_date(tmp_path, monkeypatch):
