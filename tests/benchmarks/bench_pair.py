@@ -19,6 +19,7 @@ from benchmarks import disk, profile_cpu, report
 from benchmarks.bare import BarePair
 from benchmarks.contest import Contestant, Entry, Result, Run, cold_caches, compete, table
 from benchmarks.disk import GIB, TIB, Disk
+from benchmarks.distance import distance
 from benchmarks.flatship_pair import NO_PROOF, UNJOURNALLED, FlatshipPair
 from benchmarks.interrupted import interrupt
 from benchmarks.peers import all_peers
@@ -146,6 +147,7 @@ SCENARIOS: dict[str, tuple[Callable[[int], list[str]], int]] = {  # and how many
     "zeros": (zeros, 3),
     "journal": (journal, 7),
     "resume": (resume, 3),
+    "distance": (distance, 3),
     "profile": (profile, 1),
     "every-peer": (every_peer, 1),
 }
