@@ -23,7 +23,14 @@ from flatship_receiver.journal import ImageState, Journal, JournalMissing
 from flatship_receiver.peers import Peer
 from flatship_receiver.verify import Verdict, verify
 from flatship_service import __version__, logs
-from flatship_service.cli import DURATION, Parsed, config_option, run, state_option
+from flatship_service.cli import (
+    CONGESTION_CONTROL,
+    DURATION,
+    Parsed,
+    config_option,
+    run,
+    state_option,
+)
 from flatship_service.errors import ConfigError
 from flatship_service.keys import format_key, load_or_create_identity
 from flatship_service.paths import state_folder
@@ -60,6 +67,11 @@ def cli() -> None:
     multiple=True,
     help="A datastore's name and where it is mounted; the first one is the default.",
 )
+@click.option(
+    "--congestion-control",
+    type=CONGESTION_CONTROL,
+    help="TCP's, such as bbr; the system's otherwise.",
+)
 @click.option("--http", type=ADDRESS, help="Where metrics are served.  [default: 127.0.0.1:9471]")
 @click.option(
     "--log-format",
@@ -74,6 +86,7 @@ def cli() -> None:
 def serve(
     listen: Endpoint | None,
     datastores: tuple[tuple[str, Path], ...],
+    congestion_control: str | None,
     http: Endpoint | None,
     log_format: str,
     benchmark_no_proof: bool,
@@ -94,6 +107,7 @@ def serve(
             http=http,
             datastores=datastores,
             prove=not benchmark_no_proof,
+            congestion_control=congestion_control,
         )
         uvloop.run(serve_until_stopped(settings, __version__))
     except ConfigError as error:

@@ -8,7 +8,7 @@ import msgspec
 
 from flatship_protocol.endpoint import Endpoint, parse_endpoint
 from flatship_protocol.names import name_problem
-from flatship_service.configfile import load
+from flatship_service.configfile import CongestionControl, load
 from flatship_service.errors import ConfigError
 from flatship_service.paths import default_config_file, state_folder
 
@@ -21,6 +21,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     listen: str = DEFAULT_LISTEN
     http: str = DEFAULT_HTTP
+    congestion_control: CongestionControl | None = None
     datastore: dict[str, str] = {}
 
 
@@ -33,6 +34,7 @@ class Config:
     datastores: dict[str, Path]
     state: Path
     prove: bool = True
+    congestion_control: str | None = None
 
 
 def configure(
@@ -43,6 +45,7 @@ def configure(
     http: Endpoint | None = None,
     datastores: tuple[tuple[str, Path], ...] = (),
     prove: bool = True,
+    congestion_control: str | None = None,
 ) -> Config:
     """Merge file and command line; what the command line says wins.
 
@@ -63,6 +66,7 @@ def configure(
         datastores=chosen,
         state=state_folder("receiver", state),
         prove=prove,
+        congestion_control=congestion_control or file.congestion_control,
     )
 
 

@@ -28,6 +28,7 @@ from flatship_receiver.listener import BACKLOG, Listener
 from flatship_receiver.metrics import ReceiverMetrics, SpaceSample
 from flatship_receiver.reservations import Reservations
 from flatship_receiver.sessions import Sessions
+from flatship_service.congestion import use_congestion_control
 from flatship_service.errors import ConfigError
 from flatship_service.http import HttpEndpoint
 from flatship_service.keys import load_or_create_identity
@@ -84,7 +85,7 @@ async def serve(config: Config, version: str) -> None:
             sessions,
             metrics,
         )
-        sock = _listen(config.listen)
+        sock = _listen(config.listen, config.congestion_control)
         cleanup.callback(sock.close)
         endpoint = HttpEndpoint(
             render=lambda: metrics.render()[0],
@@ -163,11 +164,12 @@ async def _either(stop: asyncio.Event, accepting: "asyncio.Task[None]") -> None:
         await accepting
 
 
-def _listen(endpoint: Endpoint) -> socket.socket:
+def _listen(endpoint: Endpoint, congestion_control: str | None = None) -> socket.socket:
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        use_congestion_control(sock, congestion_control)
         sock.bind((endpoint.host, endpoint.port))
         sock.listen(BACKLOG)
     except OSError as error:

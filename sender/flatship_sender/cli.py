@@ -27,6 +27,7 @@ from flatship_sender.results import from_progress, render_table, to_json
 from flatship_sender.sources.raw import open_source
 from flatship_service import __version__
 from flatship_service.cli import (
+    CONGESTION_CONTROL,
     DURATION,
     INTERRUPTED,
     SIZE,
@@ -213,6 +214,11 @@ def inspect_(sources: tuple[str, ...], exact: bool, as_json: bool) -> None:
     help="Room in the state folder for what lets a pass after --live send pages instead of"
     " chunks; 0 for none.  [default: 4GiB]",
 )
+@click.option(
+    "--congestion-control",
+    type=CONGESTION_CONTROL,
+    help="TCP's, such as bbr; the system's otherwise.",
+)
 @click.option("--http", type=ADDRESS, help="Serve metrics here while it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
@@ -237,6 +243,7 @@ def send(
     compression: Policy,
     patience: float,
     index_limit: int,
+    congestion_control: str | None,
     http: Endpoint | None,
     as_json: bool,
     quiet: bool,
@@ -274,6 +281,7 @@ def send(
             index_limit=index_limit,
             disk_limit=disk_limit,
             until_downtime=until_downtime,
+            congestion_control=congestion_control,
         ),
         _command_line(),
         config,

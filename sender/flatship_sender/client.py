@@ -54,6 +54,7 @@ from flatship_sender.asides import Asides
 from flatship_sender.receivers import Receiver
 from flatship_sender.refusals import NotAuthorised, RefusedByReceiver
 from flatship_sender.throttle import Throttle
+from flatship_service.congestion import use_congestion_control
 
 CAPABILITIES: Final = Capability.RESUME | Capability.DELTA
 SOFTWARE: Final = "flatship-sender"
@@ -391,7 +392,7 @@ class Client:
                 self._idle.put_nowait(connection)
 
 
-async def dial_tcp(receiver: Receiver) -> Stream:
+async def dial_tcp(receiver: Receiver, congestion_control: str | None = None) -> Stream:
     """Open a TCP connection to whichever of the receiver's addresses answers first.
 
     Raises:
@@ -403,7 +404,7 @@ async def dial_tcp(receiver: Receiver) -> Stream:
             found = await loop.getaddrinfo(
                 receiver.endpoint.host, receiver.endpoint.port, type=socket.SOCK_STREAM
             )
-            return SocketStream(await _first_that_answers(found), unread=UNREAD)
+            return SocketStream(await _first_that_answers(found, congestion_control), unread=UNREAD)
     except TimeoutError as error:
         raise ConnectionLost(
             f"{receiver} did not answer within"
@@ -417,13 +418,14 @@ async def dial_tcp(receiver: Receiver) -> Stream:
 
 
 async def _first_that_answers(
-    found: Iterable[tuple[int, int, int, str, tuple[Any, ...]]],
+    found: Iterable[tuple[int, int, int, str, tuple[Any, ...]]], congestion_control: str | None
 ) -> socket.socket:
     failure: OSError = OSError("the name has no address")
     for family, kind, protocol, _, address in found:
         sock = socket.socket(family, kind, protocol)
         sock.setblocking(False)
         try:
+            use_congestion_control(sock, congestion_control)
             await asyncio.get_running_loop().sock_connect(sock, address)
         except OSError as error:
             sock.close()

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from flatship_sender.schedule import Schedule, period
-from flatship_service.configfile import Limit, load
+from flatship_service.configfile import CongestionControl, Limit, load
 from flatship_service.paths import default_config_file
 
 MIN_LIMIT: Final = 8 << 10  # bytes per second; receivers tolerate half of it
@@ -62,6 +62,7 @@ class LimitsTable(LimitTable, frozen=True, forbid_unknown_fields=True, kw_only=T
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The file's keys."""
 
+    congestion_control: CongestionControl | None = None
     limits: LimitsTable = msgspec.field(default_factory=LimitsTable)
 
 
@@ -86,6 +87,7 @@ class Config:
     """What a command runs with, checked."""
 
     limits: Limits
+    congestion_control: str | None = None
 
 
 def configure(path: Path | None) -> Config:
@@ -98,7 +100,7 @@ def configure(path: Path | None) -> Config:
         ConfigError: Names file, key, what was expected and what was found.
     """
     file = load(path or default_config_file("sender"), ConfigFile, must_exist=path is not None)
-    return Config(Limits(*file.limits.schedules()))
+    return Config(Limits(*file.limits.schedules()), file.congestion_control)
 
 
 def _schedule(table: LimitTable) -> Schedule:

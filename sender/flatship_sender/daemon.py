@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,7 @@ from flatship_protocol.invitation import Invitation
 from flatship_protocol.messages import Adapter, DiskFormat, Goodbye, OpenDisk, Provisioning, encode
 from flatship_protocol.names import check_name
 from flatship_sender.claims import SESSION_ID_SIZE, Claim, claim
-from flatship_sender.client import Client, Credentials, Lifetime, SessionName, connect
+from flatship_sender.client import Client, Credentials, Lifetime, SessionName, connect, dial_tcp
 from flatship_sender.compression import CompressionController, Policy
 from flatship_sender.config import Config, configure
 from flatship_sender.display import Display, following
@@ -76,7 +77,8 @@ class SendOptions:
     likewise, for each disk. ``patience`` is how many seconds without progress a lost
     session is tried again; 0 for not at all. ``index_limit`` is how many bytes the page
     indexes of all disks may take. ``until_downtime`` is how many seconds the final pass may
-    take: live passes are made until it does; None for a single one.
+    take: live passes are made until it does; None for a single one. ``congestion_control``
+    is TCP's, None for the file's.
     """
 
     connections: int
@@ -90,6 +92,7 @@ class SendOptions:
     index_limit: int = DEFAULT_LIMIT
     disk_limit: int | None = None
     until_downtime: float | None = None
+    congestion_control: str | None = None
 
 
 def disk_names(vm: str, count: int) -> list[str]:
@@ -216,6 +219,7 @@ async def _send(
         a_disk=options.disk_limit or inf,
     )
     await limiter.look()
+    congestion_control = options.congestion_control or config.congestion_control
 
     def begin(
         jobs: Sequence[Job], session: SessionName, on_open: Callable[[], None]
@@ -237,6 +241,7 @@ async def _send(
             transfer.dispatch,
             lifetime=options.lifetime,
             throttle=throttle,
+            dial=partial(dial_tcp, congestion_control=congestion_control),
             on_open=on_open,
         )
         return transfer, client

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from flatship_service.congestion import check_congestion_control
 from flatship_service.errors import OperatorError
 from flatship_service.printable import printable
 from flatship_service.units import parse_duration, parse_rate, parse_size
@@ -47,6 +48,7 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic only in newe
 SIZE: Final = Parsed("size", parse_size)
 RATE: Final = Parsed("rate", parse_rate)
 DURATION: Final = Parsed("duration", parse_duration)
+CONGESTION_CONTROL: Final = Parsed("name", check_congestion_control)
 
 
 def config_option(command: F) -> F:

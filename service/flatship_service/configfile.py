@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from flatship_service.congestion import check_congestion_control
 from flatship_service.errors import ConfigError
 from flatship_service.units import parse_duration, parse_rate, parse_size
 
@@ -36,6 +37,12 @@ class Limit(float):
     """Bytes per second, infinite for none; written as a Rate or as ``unlimited``."""
 
 
+class CongestionControl(str):
+    """The name of a congestion control that the kernel offers."""
+
+    __slots__ = ()
+
+
 def _parse_limit(text: str) -> float:
     return float("inf") if text == "unlimited" else parse_rate(text)
 
@@ -46,6 +53,7 @@ _WRITTEN: Final[Mapping[type, Callable[[str], Any]]] = {
     Limit: _parse_limit,
     Duration: parse_duration,
     Path: Path,
+    CongestionControl: check_congestion_control,
 }
 _AT: Final = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _FIELD: Final = re.compile(r"(?:unknown|required) field `(?P<name>[^`]*)`")
@@ -119,7 +127,11 @@ def _convert(kind: type, value: object) -> object:
         raise NotImplementedError(f"no configuration value is a {kind.__name__}")
     if isinstance(value, str):
         return kind(parse(value))
-    if kind is Path or isinstance(value, bool) or not isinstance(value, int | float):
+    if (
+        kind in (Path, CongestionControl)
+        or isinstance(value, bool)
+        or not isinstance(value, int | float)
+    ):
         raise ValueError(f"Expected a string such as people write, got `{type(value).__name__}`")
     if not value >= 0:
         raise ValueError(f"Expected a number that is not negative, got {value}")

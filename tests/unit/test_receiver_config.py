@@ -52,6 +52,7 @@ def test_the_command_line_wins(file: Path, tmp_path: Path) -> None:
     [
         ('listen = "nowhere"', "listen"),
         ("http = 7", "http"),
+        ('congestion_control = "warp"', "congestion_control"),
         ("datastores = 1", "datastores"),
         ("[", "receiver.toml"),
     ],

@@ -42,6 +42,11 @@ def test_a_file_says_what_holds_when(path: Path) -> None:
     assert limits.for_receiver("store2", MIDNIGHT) == inf
 
 
+def test_congestion_control_is_the_files_to_say(path: Path) -> None:
+    path.write_text('congestion_control = "reno"')
+    assert configure(path).congestion_control == "reno"
+
+
 def test_an_empty_file_limits_nothing(path: Path) -> None:
     path.write_text("")
     assert configure(path).limits.for_site(NOON) == inf
@@ -104,6 +109,10 @@ def period(days: str, start: str, end: str, rate: str = '"1MB"') -> str:
             "limits: receiver store1: expected at least 8KiB/s",
         ),
         ("limit = 1", "limit: unknown key"),
+        (
+            'congestion_control = "warp"',
+            "congestion_control: 'warp' is not known to this kernel; expected one of: ",
+        ),
         ("[limits", "not TOML"),
     ],
 )
