@@ -5,6 +5,7 @@ session decides what they mean. A session ends with its last connection.
 """
 
 import asyncio
+import secrets
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from flatship_protocol.messages import (
     Abandon,
     Capability,
     Chunk,
+    Credit,
     DiskFailed,
     EndPass,
     Error,
@@ -51,6 +53,8 @@ from flatship_protocol.session import ReceiverSession, Verdict
 from flatship_receiver.admission import CONNECTIONS_PER_SESSION, SESSIONS_PER_PEER
 from flatship_receiver.conversation import Aborted, Conversation, Refused, say_and_close
 from flatship_receiver.copy_sources import CopySources
+from flatship_receiver.credit import FIRST as CREDIT
+from flatship_receiver.credit import CreditWindow
 from flatship_receiver.facilities import Facilities, Store
 from flatship_receiver.journal import EpochClaim, Journal
 from flatship_receiver.peers import Peer
@@ -58,7 +62,6 @@ from flatship_receiver.pipeline import Abandoned, DiskIntake
 from flatship_receiver.windows import Streams
 from flatship_service.errors import OperatorError
 
-CREDIT: Final = 256 << 20  # bytes of chunks a session may have unacknowledged
 CAPABILITIES: Final = Capability.RESUME | Capability.DELTA | Capability.KNOWN | Capability.HISTORY
 SOFTWARE: Final = "flatship-receiver"
 TAKEOVER_TIMEOUT: Final = 8.0  # seconds an older incarnation gets to let go of its disks
@@ -127,6 +130,7 @@ class Session:
         self._stores = stores
         self._shared = facilities
         self._account = ReceiverSession(epoch, CREDIT)
+        self._window = CreditWindow(asyncio.get_running_loop().time())
         self._connections: dict[int, Connection] = {}
         self._disks: dict[int, DiskIntake] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -232,6 +236,7 @@ class Session:
             return None
         if verdict is Verdict.ACKNOWLEDGE_AGAIN:
             disk.acknowledge_again(chunk.offset, chunk.length)
+        self._window.came(chunk.length)
         return disk if verdict is Verdict.ACT else None
 
     async def act(self, connection: Connection, epoch: int, message: Message) -> bool:
@@ -251,7 +256,9 @@ class Session:
             await self._about_disk(epoch, message)
         elif isinstance(message, Error):
             raise ConnectionLost(f"the sender reports {message.code.name}")
-        elif not isinstance(message, Pong):
+        elif isinstance(message, Pong):
+            self._window.answered(message.token, asyncio.get_running_loop().time())
+        else:
             raise UnexpectedMessage(f"{type(message).__name__} from a sender")
         return False
 
@@ -317,7 +324,7 @@ class Session:
     async def _maintain(self) -> None:
         """Say that we live where nothing was said for long; end the session of a revoked key.
 
-        Also have each disk look whether it gets on.
+        Also have each disk look whether it gets on, and let credit grow with the distance.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -327,16 +334,31 @@ class Session:
             self._copying.tidy()
             for disk in self._disks.values():
                 disk.look_for_stall()
+            self._widen_credit(loop.time())
             for connection in list(self._connections.values()):
                 if loop.time() - connection.sent_at >= KEEPALIVE_INTERVAL and not connection.busy:
                     self._ping(connection)
 
-    def _ping(self, connection: Connection) -> None:
-        """Send PING in a task: one connection that does not take it must not silence the others."""
+    def _widen_credit(self, now: float) -> None:
+        """Measure the round trip while much comes, and give the credit that it takes."""
+        free = next((each for each in self._connections.values() if not each.busy), None)
+        if free is not None and self._window.wants_round_trip:
+            token = secrets.randbits(64)
+            self._window.asked(token, now)
+            self._ping(free, token)
+        credit = None if free is None else self._window.look(self._account.outstanding, now)
+        if free is not None and credit is not None:
+            self._account.credit = credit  # before it is said: chunks may come at once
+            self._say_aside(free, Credit(credit))
 
+    def _ping(self, connection: Connection, token: int = 0) -> None:
+        """Send PING in a task: one connection that does not take it must not silence the others."""
+        self._say_aside(connection, Ping(token))
+
+    def _say_aside(self, connection: Connection, message: Ping | Credit) -> None:
         async def send() -> None:
             with suppress(ConnectionLost):
-                await connection.send(encode(Ping(0), self.epoch))
+                await connection.send(encode(message, self.epoch))
 
         task = asyncio.create_task(send())
         self._pings.add(task)

@@ -76,8 +76,9 @@ from flatship_receiver.admission import (
     MAX_PENDING_PER_ADDRESS,
     SESSIONS_PER_PEER,
 )
+from flatship_receiver.credit import BOUND, FIRST
 from flatship_receiver.pipeline import MAX_OPEN_SEGMENTS
-from flatship_receiver.sessions import CREDIT, MAX_DISKS
+from flatship_receiver.sessions import MAX_DISKS
 from flatship_receiver.windows import STREAMS
 from flatship_service.keys import format_key
 
@@ -850,7 +851,7 @@ def test_credit_exceeded_ends_the_connection(me: RawSender, pair: Pair, vm: str)
         wire.send(opening(vm, 1 << 40))
         wire.expect(DiskOpened)
         data = zstd(ZEROS)
-        for number in range(2 * CREDIT // MIB):
+        for number in range((BOUND + FIRST) // MIB):
             wire.send(compressed(data, ZEROS, number * MIB))
         assert wire.rest()[-1] == Error(ErrorCode.CREDIT_EXCEEDED)
     wait_until(lambda: pair.receiver.files(vm) == [], "files removed")
