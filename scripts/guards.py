@@ -51,6 +51,20 @@ PROMETHEUS = "deploy/prometheus"
 
 GUARDS = (
     Guard(
+        "what hangs takes no more frames than it leaves",
+        f"{RECEIVER}/frame_shares.py",
+        "        return share.held < self._pool.count - self._pool.in_use - self._promised\n",
+        "        return self._pool.in_use + self._promised < self._pool.count\n",
+        ("tests/unit/test_frame_shares.py",),
+    ),
+    Guard(
+        "a datastore has threads of its own",
+        f"{RECEIVER}/facilities.py",
+        "            workers=store.workers or self.workers,\n",
+        "",
+        ("tests/integration/test_datastore_apart.py",),
+    ),
+    Guard(
         "a command that is stopped between two passes makes no other",
         f"{SENDER}/passes.py",
         "            if self._sessions.stopped:\n                raise Cancelled\n",

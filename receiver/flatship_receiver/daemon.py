@@ -61,12 +61,10 @@ async def serve(config: Config, version: str) -> None:
         metrics = ReceiverMetrics(version)
         journal = await AsyncJournal.open(config.state)
         cleanup.push_async_callback(journal.close)
-        workers = Workers(max(2, os.cpu_count() or 1), "flatship-worker")
-        cleanup.callback(workers.close)
-        slow_workers = Workers(SLOW_WORKERS, "flatship-slow-worker")
-        cleanup.callback(slow_workers.close)
+        workers = _threads(max(2, os.cpu_count() or 1), "flatship-worker", cleanup)
+        slow_workers = _threads(SLOW_WORKERS, "flatship-slow-worker", cleanup)
         stores = {
-            name: _store(LocalDatastore(name, str(path)), metrics)
+            name: _store(LocalDatastore(name, str(path)), metrics, cleanup)
             for name, path in config.datastores.items()
         }
         for store in stores.values():
@@ -116,14 +114,23 @@ async def serve(config: Config, version: str) -> None:
             )
 
 
-def _store(datastore: Datastore, metrics: ReceiverMetrics) -> Store:
+def _store(datastore: Datastore, metrics: ReceiverMetrics, cleanup: AsyncExitStack) -> Store:
     reservations = Reservations(datastore.name)
 
     def sample() -> SpaceSample:
         space = datastore.space()
         return SpaceSample(size=space.size, free=space.free, reserved=reservations.total)
 
-    return Store(datastore, reservations, metrics.datastore(datastore.name, sample))
+    workers = _threads(max(2, os.cpu_count() or 1), f"{datastore.name}-worker", cleanup)
+    slow_workers = _threads(SLOW_WORKERS, f"{datastore.name}-slow-worker", cleanup)
+    known = metrics.datastore(datastore.name, sample)
+    return Store(datastore, reservations, known, workers, slow_workers)
+
+
+def _threads(count: int, name: str, cleanup: AsyncExitStack) -> Workers:
+    workers = Workers(count, name)
+    cleanup.callback(workers.close)
+    return workers
 
 
 async def _recover(datastore: Datastore, workers: Workers) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import secrets
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -56,6 +56,7 @@ from flatship_receiver.copy_sources import CopySources
 from flatship_receiver.credit import FIRST as CREDIT
 from flatship_receiver.credit import CreditWindow
 from flatship_receiver.facilities import Facilities, Store
+from flatship_receiver.frame_shares import FrameShares
 from flatship_receiver.journal import EpochClaim, Journal
 from flatship_receiver.peers import Peer
 from flatship_receiver.pipeline import Abandoned, DiskIntake
@@ -306,7 +307,7 @@ class Session:
             store,
             self._account,
             self.send,
-            self._shared,
+            self._shared.at(store),
             resumes=Capability.RESUME in self._capabilities,
             copying=self._copying,
         )
@@ -398,6 +399,7 @@ class Sessions:
         self._stores = stores
         self._shared = facilities
         self._copying = CopySources(stores, facilities)
+        self._frames = FrameShares(facilities.frames)
         self._sessions: dict[tuple[bytes, bytes], Session] = {}
         self._joining: dict[tuple[bytes, bytes], asyncio.Lock] = {}
 
@@ -453,8 +455,9 @@ class Sessions:
                     "the epoch before this one is still letting go of its disks",
                 ) from None
             self._forget(current)
+        shared = replace(self._shared, frames=self._frames.share())
         session = self._sessions[key] = Session(
-            caller, hello, epoch, self._stores, self._shared, self._copying
+            caller, hello, epoch, self._stores, shared, self._copying
         )
         return session
 
