@@ -51,6 +51,20 @@ PROMETHEUS = "deploy/prometheus"
 
 GUARDS = (
     Guard(
+        "a disk that is not acknowledged leaves credit to the others",
+        f"{SENDER}/sharing.py",
+        " and (alone or claim.outstanding + claim.length <= free)",
+        "",
+        ("tests/unit/test_sharing.py",),
+    ),
+    Guard(
+        "a disk that was idle does not make up for it at the cost of others",
+        f"{SENDER}/sharing.py",
+        "            self._time = max(self._time, rank)\n",
+        "            pass\n",
+        ("tests/unit/test_sharing.py",),
+    ),
+    Guard(
         "what hangs takes no more frames than it leaves",
         f"{RECEIVER}/frame_shares.py",
         "        return share.held < self._pool.count - self._pool.in_use - self._promised\n",

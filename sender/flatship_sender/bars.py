@@ -14,14 +14,13 @@ from rich.text import Text
 from flatship_sender import figures
 from flatship_sender.pass_words import pass_line
 from flatship_sender.progress import (
-    FINAL_STATES,
     DiskProgress,
     TransferProgress,
     TransferState,
 )
 from flatship_sender.stall_teller import StallTeller
 from flatship_service.printable import printable
-from flatship_service.units import format_duration, format_rate, format_size
+from flatship_service.units import format_rate, format_size
 
 INTERVAL: Final = 0.25  # seconds between two pictures
 
@@ -107,7 +106,7 @@ class LiveBars:
         hidden = [disk for i, disk in enumerate(progress.disks) if i not in set(shown)]
         if hidden:
             lines.append(_line(more(hidden), "dim"))
-        lines.append(Text(self._total(progress), no_wrap=True, overflow="ellipsis"))
+        lines.append(Text(figures.total(progress, self._meters), no_wrap=True, overflow="ellipsis"))
         if stalled is not None:
             lines.append(_line(stalled, "bold yellow"))
         if (waiting := progress.waiting) is not None:
@@ -140,24 +139,6 @@ class LiveBars:
             ]
             table.add_row(*row)
         return table
-
-    def _total(self, progress: TransferProgress) -> str:
-        size = sum(disk.size for disk in progress.disks)
-        live = [disk for disk in progress.disks if disk.state not in FINAL_STATES]
-        remaining = sum(disk.remaining for disk in live)
-        done = sum(disk.size - disk.remaining for disk in progress.disks)
-        facts = [f"{figures.percent(done, size)} of {format_size(size)}"]
-        if live and (wire_rate := self._meters.wire.rate()) is not None:
-            facts.append(f"{format_rate(wire_rate)} on the wire")
-        if live and progress.limit is not None:
-            facts.append(f"limit {format_rate(progress.limit)}")
-        eta = figures.seconds_left(remaining, self._meters.moved.rate(figures.ETA_SPAN))
-        if remaining and eta is not None and progress.stall is None:
-            facts.append(f"{format_duration(eta)} left")
-        if changed := sum(disk.changed for disk in progress.disks):
-            kept = sum(disk.kept for disk in progress.disks)
-            facts.append(figures.changed(changed, kept))
-        return f"total: {', '.join(facts)}"
 
 
 def cells_of(disk: DiskProgress, meters: figures.DiskMeters, stalled: bool) -> dict[str, str]:

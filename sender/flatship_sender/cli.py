@@ -24,6 +24,7 @@ from flatship_sender.page_indexes import DEFAULT_LIMIT
 from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.receivers import Receivers, default_name
 from flatship_sender.results import from_progress, render_table, to_json
+from flatship_sender.sharing import Precedence
 from flatship_sender.sources.raw import open_source
 from flatship_service import __version__
 from flatship_service.cli import (
@@ -184,6 +185,13 @@ def inspect_(sources: tuple[str, ...], exact: bool, as_json: bool) -> None:
     help="With --live: repeat passes until the final one is expected to take no longer.",
 )
 @click.option("--dry-run", is_flag=True, help="Ask the receiver whether it would take the disks.")
+@click.option(
+    "--order",
+    type=click.Choice([each.value for each in Precedence]),
+    default=Precedence.FAIR.value,
+    show_default=True,
+    help="How disks share the link: all alike, or earlier SOURCEs before later ones.",
+)
 @click.option("--limit", type=LIMIT, help="Bytes a second on the wire, such as 20MB or 100Mbit.")
 @click.option("--disk-limit", type=LIMIT, help="Likewise, for each SOURCE.")
 @click.option(
@@ -237,6 +245,7 @@ def send(
     live: bool,
     until_downtime: float | None,
     dry_run: bool,
+    order: str,
     limit: int | None,
     disk_limit: int | None,
     connections: int,
@@ -256,7 +265,7 @@ def send(
             "--until-downtime repeats passes over a source that is in use, so it needs --live"
         )
     folder = state_folder("sender", state)
-    order = Order(
+    work = Order(
         sources,
         Receivers(folder).load(receiver),
         load_or_create_identity(folder),
@@ -282,12 +291,13 @@ def send(
             disk_limit=disk_limit,
             until_downtime=until_downtime,
             congestion_control=congestion_control,
+            precedence=Precedence(order),
         ),
         _command_line(),
         config,
     )
     display = choose_display(sys.stderr, json=as_json, quiet=quiet)
-    outcome = send_disks(order, display, __version__)
+    outcome = send_disks(work, display, __version__)
     result = from_progress(outcome.progress)
     click.echo(to_json(result) if as_json else render_table(result), nl=not as_json)
     if outcome.failure is not None:
@@ -295,7 +305,7 @@ def send(
     if outcome.exit_code == 0 and (dry_run or live):
         tell(DRY_RUN_NOTE if dry_run else LIVE_NOTE)
     if outcome.exit_code == INTERRUPTED:
-        tell(f"to go on where it stopped, run: {order.command}")
+        tell(f"to go on where it stopped, run: {work.command}")
     return outcome.exit_code
 
 

@@ -51,6 +51,7 @@ from flatship_protocol.messages import (
     encode,
 )
 from flatship_sender.asides import Asides
+from flatship_sender.lending import Lending
 from flatship_sender.receivers import Receiver
 from flatship_sender.refusals import NotAuthorised, RefusedByReceiver
 from flatship_sender.throttle import Throttle
@@ -185,7 +186,7 @@ class Client:
         self._throttle = throttle
         self._dial = dial
         self._on_open = on_open
-        self._idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        self._idle: Lending[Connection] = Lending()
         self._born: dict[Connection, float] = {}
         self._retired: set[Connection] = set()
         self._next_index = 0
@@ -248,14 +249,18 @@ class Client:
             self.shortfall = error
         self._widened = True
 
-    async def borrow(self) -> Connection:
-        """Wait for a connection that nobody else sends chunks on; to be given back."""
-        return await self._idle.get()
+    async def borrow(self, rank: float) -> Connection:
+        """Wait for a connection that nobody else sends chunks on; to be given back.
+
+        Args:
+            rank: The lowest of those who wait is served first.
+        """
+        return await self._idle.borrow(rank)
 
     def give_back(self, connection: Connection) -> None:
         """Let others borrow the connection."""
         if connection in self._born:
-            self._idle.put_nowait(connection)
+            self._idle.add(connection)
 
     async def send(self, message: Message) -> None:
         """Send a small message on any connection that is still open."""
@@ -305,7 +310,7 @@ class Client:
         reader = self._tasks.create_task(self._read(connection))
         self._readers.add(reader)
         reader.add_done_callback(self._readers.discard)
-        self._idle.put_nowait(connection)
+        self._idle.add(connection)
         return hello
 
     async def _read(self, connection: Connection) -> None:
@@ -382,14 +387,8 @@ class Client:
             return
         del self._born[old]
         self._retired.add(old)
-        self._forget_idle(old)
+        self._idle.discard(old)
         await self._say_aside(old, Goodbye(last=False))
-
-    def _forget_idle(self, old: Connection) -> None:
-        idle = [self._idle.get_nowait() for _ in range(self._idle.qsize())]
-        for connection in idle:
-            if connection is not old:
-                self._idle.put_nowait(connection)
 
 
 async def dial_tcp(receiver: Receiver, congestion_control: str | None = None) -> Stream:

@@ -36,6 +36,7 @@ from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import DiskProgress, TransferProgress
 from flatship_sender.receivers import Receiver, Receivers
 from flatship_sender.shares import Table
+from flatship_sender.sharing import Precedence
 from flatship_sender.sources.base import BlockSource
 from flatship_sender.sources.raw import open_source
 from flatship_sender.throttle import Throttle
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONNECTIONS: Final = 4
 WORTH_A_CONNECTION: Final = 64 << 10  # bytes per second; a limit makes no thinner ones
+MAX_DISKS: Final = 256  # of a machine in vSphere, and in a session at the receiver
 STOP_TIMEOUT: Final = 5.0  # seconds an interrupted transfer gets to say goodbye
 LEAVE_TIMEOUT: Final = 2.0  # seconds after that for reads of sources to return
 
@@ -78,7 +80,7 @@ class SendOptions:
     session is tried again; 0 for not at all. ``index_limit`` is how many bytes the page
     indexes of all disks may take. ``until_downtime`` is how many seconds the final pass may
     take: live passes are made until it does; None for a single one. ``congestion_control``
-    is TCP's, None for the file's.
+    is TCP's, None for the file's. ``precedence`` is how the disks share the link.
     """
 
     connections: int
@@ -93,6 +95,7 @@ class SendOptions:
     disk_limit: int | None = None
     until_downtime: float | None = None
     congestion_control: str | None = None
+    precedence: Precedence = Precedence.FAIR
 
 
 def disk_names(vm: str, count: int) -> list[str]:
@@ -145,6 +148,7 @@ def send(order: Order, display: Display, version: str) -> Outcome:
     """Send disks to a receiver and wait until each is published or failed.
 
     Raises:
+        UsageError: There are too many disks, or one is named twice.
         NameRefused: VM or datastore cannot be called that; nothing was opened.
         SourceError: A source cannot be sent; nothing was started.
         AlreadySending: Another run is at it.
@@ -233,6 +237,7 @@ async def _send(
             workers,
             session.epoch,
             disk_limit=options.disk_limit,
+            precedence=options.precedence,
         )
         client = Client(
             order.receiver,
@@ -391,6 +396,11 @@ def _check_limited(order: Order, config: Config) -> None:
 
 def _check_names(order: Order) -> None:
     target = order.target
+    if len(order.paths) > MAX_DISKS:
+        raise UsageError(
+            f"{len(order.paths)} disks are more than a virtual machine can have, {MAX_DISKS};"
+            " send those of each machine by a command of its own"
+        )
     for name in disk_names(target.vm, len(order.paths)):
         check_name(name)
     if target.datastore:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Final, Protocol
 
-from flatship_protocol.connection import FramePool
+from flatship_protocol.connection import Connection, FramePool
 from flatship_protocol.constants import CHUNK_SIZE
 from flatship_protocol.digest import Manifest
 from flatship_protocol.errors import (
@@ -80,7 +80,22 @@ class Shared(Protocol):
         ...
 
     async def reserve(self, disk: int, work: ReadChunk, wanted: Callable[[], bool]) -> bool:
-        """Wait for credit for a chunk; False if it is not ``wanted`` any more."""
+        """Wait until a chunk has credit and a frame; False if it is not ``wanted`` any more.
+
+        ``carried`` is to follow.
+        """
+        ...
+
+    def carried(self, disk: int) -> None:
+        """A chunk has been sent, or is not to be, and its frame is free."""
+        ...
+
+    def finished(self, disk: int) -> None:
+        """A disk has no more chunks to carry."""
+        ...
+
+    async def borrow(self, disk: int, size: int) -> Connection:
+        """Wait for a connection for so many bytes of a disk; to be given back to the client."""
         ...
 
     async def zeros_stored(self, disk: int, wanted: Callable[[], bool]) -> None:
@@ -137,6 +152,7 @@ class DiskTransfer:
             await self._abandon()
         finally:
             self._held.close()
+            self._transfer.finished(self.handle)
             self.progress.finished = time.monotonic()
 
     def fail(self, error: TransferError) -> None:
@@ -246,6 +262,7 @@ class DiskTransfer:
         return unanswered.wanted
 
     async def _end_pass(self) -> None:
+        self._transfer.finished(self.handle)
         root = self._manifest.root()
         self.progress.root = root
         if self._held.has_data:  # zeros in its place, if overtaken by END_PASS, would not be missed
@@ -299,7 +316,7 @@ class DiskTransfer:
         transfer = self._transfer
         if not await transfer.reserve(self.handle, work, lambda: self._failure is None):
             return
-        frame = await transfer.frames.acquire()
+        frame = await transfer.frames.acquire()  # at once: it is this chunk's turn
         try:
             laid, prepared = await transfer.workers.run(
                 prepare,
@@ -324,6 +341,7 @@ class DiskTransfer:
                 await self._ship(prepared)
         finally:
             transfer.frames.release(frame)
+            transfer.carried(self.handle)
 
     def _earlier(self, work: ReadChunk) -> Earlier:
         """What an earlier pass over a chunk has left at both ends."""
@@ -339,7 +357,7 @@ class DiskTransfer:
         """
         chunk, transfer = prepared.chunk, self._transfer
         asked = time.monotonic()
-        connection = await transfer.client.borrow()
+        connection = await transfer.borrow(self.handle, len(prepared.message))
         try:
             borrowed = time.monotonic()
             if self._failure is not None:

@@ -124,8 +124,9 @@ class Silent:
 class LogLines:
     """A line for each disk at every change of state, and every 30 s while it is at work.
 
-    Also one when the limit changes, one for each live pass that has ended, and one when
-    nothing moves, or the receiver is waited for, and every 30 s of that.
+    Also one for all of several disks every 30 s, one when the limit changes, one for each live
+    pass that has ended, and one when nothing moves, or the receiver is waited for, and every
+    30 s of that.
 
     Args:
         stream: Where the lines go.
@@ -144,6 +145,7 @@ class LogLines:
         self._reconnections = 0
         self._limit_said: tuple[float | None, float] | None = None  # the limit, when
         self._passes = 0
+        self._total_said: float | None = None
 
     def show(self, progress: TransferProgress, now: float) -> None:
         """Write the lines that are due."""
@@ -161,9 +163,20 @@ class LogLines:
             if disk.state is not state or due:
                 self._said[index] = (disk.state, now)
                 self._write(log_line(disk, meters))
+        self._show_total(progress, now)
 
     def close(self) -> None:
         """Do nothing: every line is complete."""
+
+    def _show_total(self, progress: TransferProgress, now: float) -> None:
+        """Also say how all disks stand, while there are several and any is at work."""
+        if len(progress.disks) < 2 or self._total_said is None:
+            self._total_said = now
+            return
+        at_work = any(disk.state in figures.AT_WORK for disk in progress.disks)
+        if at_work and now - self._total_said >= LOG_LINE_INTERVAL:
+            self._total_said = now
+            self._write(f"{printable(progress.vm)}: {figures.total(progress, self._meters)}")
 
     def _show_stall(self, progress: TransferProgress, now: float) -> None:
         for line in self._stalls.lines(progress, now):

@@ -6,10 +6,16 @@ All of it is computed from progress objects and the time at which they were look
 from collections import deque
 from typing import Final
 
-from flatship_sender.progress import DiskProgress, TransferProgress, TransferState, Waiting
+from flatship_sender.progress import (
+    FINAL_STATES,
+    DiskProgress,
+    TransferProgress,
+    TransferState,
+    Waiting,
+)
 from flatship_sender.stalls import WaitsFor
 from flatship_service.printable import printable
-from flatship_service.units import format_duration, format_size
+from flatship_service.units import format_duration, format_rate, format_size
 
 UNKNOWN: Final = "-"
 RATE_SPAN: Final = 10.0  # seconds over which a rate is taken
@@ -99,6 +105,29 @@ class TransferMeters:
         self.wire.add(now, progress.wire)
         if any(disk.state is TransferState.SENDING for disk in progress.disks):
             self.moved.add(now, sum(moved(disk) for disk in progress.disks))
+
+
+def total(progress: TransferProgress, meters: TransferMeters) -> str:
+    """How all disks stand together.
+
+    What is left of them is taken to go on as the last minute did, zeros and what the
+    receiver holds included: the time left is wrong for a minute where that changes.
+    """
+    size = sum(disk.size for disk in progress.disks)
+    live = [disk for disk in progress.disks if disk.state not in FINAL_STATES]
+    remaining = sum(disk.remaining for disk in live)
+    done = sum(disk.size - disk.remaining for disk in progress.disks)
+    facts = [f"{percent(done, size)} of {format_size(size)}"]
+    if live and (wire_rate := meters.wire.rate()) is not None:
+        facts.append(f"{format_rate(wire_rate)} on the wire")
+    if live and progress.limit is not None:
+        facts.append(f"limit {format_rate(progress.limit)}")
+    eta = seconds_left(remaining, meters.moved.rate(ETA_SPAN))
+    if remaining and eta is not None and progress.stall is None:
+        facts.append(f"{format_duration(eta)} left")
+    if altered := sum(disk.changed for disk in progress.disks):
+        facts.append(changed(altered, sum(disk.kept for disk in progress.disks)))
+    return f"total: {', '.join(facts)}"
 
 
 def moved(disk: DiskProgress) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from flatship_protocol.connection import FramePool
+from flatship_protocol.connection import Connection, FramePool
 from flatship_protocol.errors import (
     ConnectionLost,
     TransferError,
@@ -38,7 +38,9 @@ from flatship_sender.progress import (
     TransferProgress,
     TransferState,
 )
+from flatship_sender.sharing import Precedence, Sharing
 from flatship_sender.stalls import Stall, Stalls, is_lost
+from flatship_sender.turns import Turns
 from flatship_service.units import format_duration
 from flatship_service.workers import Workers
 
@@ -59,6 +61,7 @@ class Transfer:
         workers: Threads to read and compress in.
         epoch: The session's.
         disk_limit: Bytes a second on the wire for each disk; None for no limit.
+        precedence: How the disks share credit, frames and connections.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Transfer:
         epoch: int,
         *,
         disk_limit: float | None = None,
+        precedence: Precedence = Precedence.FAIR,
     ) -> None:
         self.progress = progress
         self.session = SenderSession(epoch, credit=0)
@@ -82,6 +86,9 @@ class Transfer:
         self.deltas = False  # and can keep pages of it
         self.lane_waits = 0  # chunks that found no connection free, in this window
         self.lane_uses = 0
+        self._sharing = Sharing(precedence)
+        handles = {job.opening.disk for job in jobs}
+        self._turns = Turns(self.session, self._sharing, FRAMES, handles)
         self._disks = {job.opening.disk: DiskTransfer(job, self) for job in jobs}
         self._disk_limits = {
             handle: DiskLimit(
@@ -150,13 +157,13 @@ class Transfer:
         """Take a message from the receiver."""
         if isinstance(message, Credit):
             self.session.credit = message.credit
-            self._credit_freed.set()
+            self.wake()
             return
         if not isinstance(message, ToSender):
             raise UnexpectedMessage(f"{type(message).__name__} from a receiver")
         released = self.session.receive(epoch, message)
         self._disks[message.disk].take(message)
-        self._credit_freed.set()
+        self.wake()
         if released is None:
             self._news += not isinstance(message, Stored | Proving)
             return
@@ -170,19 +177,35 @@ class Transfer:
             self.observer.observe_ack(now - sent_at)
 
     async def reserve(self, disk: int, work: ReadChunk, wanted: Callable[[], bool]) -> bool:
-        """Wait for credit for a chunk, and for the disk's limit; False if it is not ``wanted``."""
-        while wanted():
-            delay = self._disk_delay(disk)
-            if not delay and self.session.has_credit(work.length):
-                self.session.reserve(disk, work.offset, work.length)
-                if disk in self._disk_limits:
-                    self._disk_limits[disk].begin(work.length)
-                return True
+        """Wait for a disk's limit, for credit and a frame; False if it is not ``wanted`` any more.
+
+        ``carried`` is to follow.
+        """
+        while delay := self._disk_delay(disk):
+            if not wanted():
+                return False
             self._credit_freed.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(delay or None):
+                async with asyncio.timeout(delay):
                     await self._credit_freed.wait()
-        return False
+        if disk in self._disk_limits:
+            self._disk_limits[disk].begin(work.length)
+        return await self._turns.begin(disk, work, wanted)
+
+    def carried(self, disk: int) -> None:
+        """A chunk has been sent, or is not to be, and its frame is free."""
+        self._turns.end(disk)
+
+    def finished(self, disk: int) -> None:
+        """A disk has no more chunks to carry."""
+        self._turns.finished(disk)
+
+    async def borrow(self, disk: int, size: int) -> Connection:
+        """Wait for a connection for so many bytes of a disk; to be given back to the client."""
+        rank = self._sharing.rank(disk, size)
+        connection = await self.client.borrow(rank)
+        self._sharing.sending(rank)
+        return connection
 
     def _disk_delay(self, disk: int) -> float:
         """Seconds until another chunk of the disk may be begun, as far as its own limit goes."""
@@ -199,6 +222,7 @@ class Transfer:
 
     def wake(self) -> None:
         """Let those who wait for credit, or for an acknowledgement, look again."""
+        self._turns.serve()
         self._credit_freed.set()
 
     async def _watch(self) -> None:

@@ -337,3 +337,21 @@ def test_every_content_id_and_uuid_is_its_own(pair: Pair, vm: str, tmp_path: Pat
     for one, other in itertools.combinations(texts, 2):
         for key in ("CID=", "ddb.uuid", "ddb.longContentID"):
             assert not {line for line in one if line.startswith(key)} & set(other)
+
+
+def test_a_small_disk_does_not_wait_for_large_ones(pair: Pair, vm: str, tmp_path: Path) -> None:
+    large = [make_data_disk(tmp_path / f"{n}.raw", 24 * MIB, seed=n) for n in range(3)]
+    small = make_data_disk(tmp_path / "small.raw", 4 * MIB, seed=9)
+    run = pair.send(*large, small, vm=vm, options=("--limit", "16MB")).expect(0)
+    *others, last = (disk["seconds"]["total"] for disk in run.disks)
+    assert last < min(others) / 2
+
+
+def test_disks_that_are_sent_in_their_order_leave_the_link_to_the_first(
+    pair: Pair, vm: str, tmp_path: Path
+) -> None:
+    disks = [make_data_disk(tmp_path / f"{n}.raw", 24 * MIB, seed=n) for n in range(3)]
+    options = ("--limit", "16MB", "--order", "given")
+    run = pair.send(*disks, vm=vm, options=options).expect(0)
+    first, second, third = (disk["seconds"]["total"] for disk in run.disks)
+    assert first < 0.7 * second < second < third

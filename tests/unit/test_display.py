@@ -10,6 +10,7 @@ from rich.console import Console
 
 from flatship_sender import figures
 from flatship_sender.bars import LiveBars, fitting, visible
+from flatship_sender.convergence import Convergence, PassFigures, PassReport
 from flatship_sender.display import (
     LOG_LINE_INTERVAL,
     LogLines,
@@ -19,6 +20,7 @@ from flatship_sender.display import (
 )
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState, Waiting
 from flatship_sender.stalls import Stall, WaitsFor
+from flatship_service.units import format_duration
 
 MB = 1_000_000
 GB = 1000 * MB
@@ -300,6 +302,68 @@ def test_a_line_at_each_change_of_state_and_every_30_seconds_between() -> None:
         "root: sending 15% of 9.3 GiB, 50.0 MB/s, ratio -, 0 B skipped, 2m 49s left",
         "root: sending 30% of 9.3 GiB, 50.0 MB/s, ratio -, 0 B skipped, 2m 19s left",
     ]
+
+
+def test_several_disks_are_summed_up_every_30_seconds_with_the_time_that_is_left() -> None:
+    stream = io.StringIO()
+    log = LogLines(stream)
+    first, second = disk(skipped_zero=4 * GB), disk("data")
+    for second_ in range(100):
+        first.skipped_zero = 4 * GB  # found zero in an instant, long ago
+        first.acked = second_ * 20 * MB
+        second.acked = second_ * 20 * MB
+        log.show(transfer(first, second), float(second_))
+    totals = [line for line in stream.getvalue().splitlines() if "web01: total: " in line]
+    assert len(totals) == 3
+    left = 20 * GB - 4 * GB - 90 * 40 * MB
+    assert totals[-1].endswith(f"{format_duration(left / (40 * MB))} left")
+
+
+def test_a_single_disk_is_not_summed_up() -> None:
+    stream = io.StringIO()
+    log = LogLines(stream)
+    for second in range(100):
+        log.show(transfer(disk(acked=second * 20 * MB)), float(second))
+    assert "total" not in stream.getvalue()
+
+
+def report(number: int) -> PassReport:
+    figures_ = PassFigures(
+        began=100.0 * number,
+        seconds=60.0,
+        opening=1.0,
+        carrying=50.0,
+        proving=9.0,
+        reading=10.0,
+        sending=45.0,
+        read=10 * GB,
+        changed=0,
+        fresh=GB,
+        wire=GB,
+    )
+    return Convergence(None).add(figures_)
+
+
+def test_each_pass_is_logged_once_when_it_has_ended() -> None:
+    stream = io.StringIO()
+    log, progress = LogLines(stream), transfer(disk())
+    for number in range(2):
+        log.show(progress, 2.0 * number)
+        progress.passes.append(report(number + 1))
+        log.show(progress, 2.0 * number + 1)
+    assert stream.getvalue().count("web01: pass 1 took 1m 00s, 953.7 MiB on the wire") == 2
+
+
+def test_passes_stay_above_the_bars() -> None:
+    terminal = Terminal()
+    bars = LiveBars(Console(file=terminal, width=200, height=24, force_terminal=True))
+    progress = transfer(disk())
+    bars.show(progress, 0.0)
+    progress.passes.append(report(1))
+    bars.show(progress, 1.0)
+    bars.show(progress, 2.0)
+    bars.close()
+    assert terminal.getvalue().count("pass 1 took 1m 00s") == 1
 
 
 def test_the_end_of_a_disk_is_logged_once_with_its_reason() -> None:

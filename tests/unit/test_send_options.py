@@ -1,10 +1,18 @@
 from math import inf
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from flatship_protocol.endpoint import Endpoint
+from flatship_protocol.errors import UsageError
+from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
 from flatship_sender.cli import cli
-from flatship_sender.daemon import worthwhile
+from flatship_sender.daemon import Order, SendOptions, Target, worthwhile
+from flatship_sender.daemon import send as send_disks
+from flatship_sender.display import Silent
+from flatship_sender.receivers import Receiver
+from flatship_service.keys import Identity
 
 KIB = 1024
 
@@ -73,3 +81,15 @@ def test_passes_until_the_downtime_fits_are_passes_over_a_source_in_use() -> Non
     exit_code, output = send("--until-downtime", "5m")
     assert exit_code == 2
     assert "it needs --live" in output
+
+
+def test_more_disks_than_a_machine_can_have_are_refused(tmp_path: Path) -> None:
+    identity = Identity(bytes(32), bytes(32))
+    receiver = Receiver("esx", Endpoint("localhost", 1), bytes(32), bytes(32))
+    target = Target(
+        "web", "", DiskFormat.VMFS, Provisioning.THIN, Adapter.LSILOGIC, 14, replace=False
+    )
+    options = SendOptions(4, "auto", None, live=False, dry_run=False, http=None)
+    paths = tuple(f"/dev/vg0/{number}" for number in range(257))
+    with pytest.raises(UsageError, match="257 disks are more than a virtual machine can have"):
+        send_disks(Order(paths, receiver, identity, tmp_path, target, options), Silent(), "0")
