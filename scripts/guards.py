@@ -107,6 +107,60 @@ GUARDS = (
         ("tests/unit/test_passes.py", "tests/unit/test_convergence.py"),
     ),
     Guard(
+        "a stream begins anew after a chunk that was coded and not sent",
+        f"{SENDER}/lanes.py",
+        "        if not sent:\n            self._lane.begin_anew()\n",
+        "        if not sent:\n",
+        ("tests/unit/test_lanes.py",),
+    ),
+    Guard(
+        "a lane's stream moves only when its connection is closed",
+        f"{SENDER}/lanes.py",
+        "(self._carrier is not mine and self._carrier.closed)",
+        "self._carrier is not mine",
+        ("tests/unit/test_lanes.py",),
+    ),
+    Guard(
+        "a connection carries one stream at most",
+        f"{SENDER}/lanes.py",
+        "            if mine in others:  # so few are left\n                return mine, False\n",
+        "",
+        ("tests/unit/test_lanes.py",),
+    ),
+    Guard(
+        "the next chunk of a stream is coded after this one",
+        f"{SENDER}/lanes.py",
+        "                await lane._sending.acquire()\n",
+        "                lane._coding.release()\n"
+        "                await lane._sending.acquire()\n"
+        "                await lane._coding.acquire()\n",
+        ("tests/unit/test_lanes.py",),
+    ),
+    Guard(
+        "no goodbye on a connection for which a chunk is made",
+        f"{SENDER}/client.py",
+        "        while self._kept[old]:\n"
+        "            self._let_go.clear()\n"
+        "            await self._let_go.wait()\n",
+        "",
+        ("tests/simulation/test_sender_sessions.py",),
+    ),
+    Guard(
+        "a link that idles for want of chunks is not taken for a fast one",
+        f"{SENDER}/compression.py",
+        "        if self._rung.level is None or look.compressing < 0.3 * look.working:\n"
+        "            return False\n",
+        "        return True\n",
+        ("tests/unit/test_compression.py",),
+    ),
+    Guard(
+        "what compression for a slow receiver did not bring is taken back",
+        f"{SENDER}/compression.py",
+        "        trial, self._trial = self._trial, None\n        if trial is None:",
+        "        trial, self._trial = None, None\n        if trial is None:",
+        ("tests/unit/test_compression.py",),
+    ),
+    Guard(
         "a chunk is on record only after its flush",
         f"{RECEIVER}/pipeline.py",
         "            await self._shared.slow_workers.run(self._image.flush)\n        finally:",

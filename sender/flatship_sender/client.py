@@ -6,7 +6,8 @@ What the messages mean is not known here; ``pipeline`` decides that.
 import asyncio
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -57,7 +58,7 @@ from flatship_sender.refusals import NotAuthorised, RefusedByReceiver
 from flatship_sender.throttle import Throttle
 from flatship_service.congestion import use_congestion_control
 
-CAPABILITIES: Final = Capability.RESUME | Capability.DELTA
+CAPABILITIES: Final = Capability.RESUME | Capability.DELTA | Capability.HISTORY
 SOFTWARE: Final = "flatship-sender"
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 GOODBYE_TIMEOUT: Final = 2.0  # seconds
@@ -197,6 +198,8 @@ class Client:
         self._replacement: asyncio.Task[None] | None = None
         self._widened = False
         self._readers: set[asyncio.Task[None]] = set()
+        self._kept: Counter[Connection] = Counter()  # that something is about to be sent on
+        self._let_go = asyncio.Event()
         self._replace_from = 0.0  # on the loop's clock
         self.shortfall: TransferError | None = None
         """Why ``widen`` made fewer connections than it was asked for, if it did."""
@@ -261,6 +264,32 @@ class Client:
         """Let others borrow the connection."""
         if connection in self._born:
             self._idle.add(connection)
+
+    def is_live(self, connection: Connection) -> bool:
+        """Whether to send chunks on a connection: it is open, and not being replaced."""
+        return connection in self._born and not connection.closed
+
+    def pick(self, others: Collection[Connection]) -> Connection:
+        """A live connection, one beside ``others`` if there is any.
+
+        Raises:
+            ConnectionLost: There is none.
+        """
+        live = [each for each in self._born if not each.closed]
+        if not live:
+            raise ConnectionLost(f"no connection to {self._receiver} is left")
+        return next((each for each in live if each not in others), live[0])
+
+    def keep(self, connection: Connection) -> None:
+        """Have no goodbye said on a connection before it is let go: what goes there is made."""
+        self._kept[connection] += 1
+
+    def let_go(self, connection: Connection) -> None:
+        """See ``keep``."""
+        self._kept[connection] -= 1
+        if not self._kept[connection]:
+            del self._kept[connection]
+        self._let_go.set()
 
     async def send(self, message: Message) -> None:
         """Send a small message on any connection that is still open."""
@@ -388,6 +417,9 @@ class Client:
         del self._born[old]
         self._retired.add(old)
         self._idle.discard(old)
+        while self._kept[old]:
+            self._let_go.clear()
+            await self._let_go.wait()
         await self._say_aside(old, Goodbye(last=False))
 
 

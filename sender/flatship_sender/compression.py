@@ -1,151 +1,424 @@
-"""Which zstd level to use now: the one that makes the slower of link and CPU fastest. Pure.
+"""How chunks are to be coded now: what makes the slower of link and processor fastest. Pure.
 
-At level L the disk should advance at min(CPU_L, link * ratio_L) bytes a
-second. Both factors start from a table and are corrected by one number each:
-how much faster than the table this machine compresses, and how much more than
-the table's disk this disk yields. The link's rate is what it took while
-chunks had to wait for it; while none waited, it is unknown and assumed to be
-larger. What a level really achieved, while that is recent, counts for more
-than what it should: chunks also wait for a receiver that is short of CPU, and
-compression would make that worse.
+On a rung of the ladder the disk advances at ``min(processor, link * ratio)`` bytes a second. Each
+factor is learned from what happens: what a byte costs and yields, from each chunk that was coded;
+the link's rate, from what it took while it held chunks up. A link that holds nothing up while
+compression has all the workers is faster than was thought, by how much is found in strides; one
+that idles for another reason, a slow source or a receiver that stores slowly, says nothing.
+
+Where two rungs keep the link busy, the one that yields more is better: it must only be certain
+that the processors keep up, more certain before a change to it than while it is in force. A costly
+rung that was to be much faster and is not is left again: it was not the link that was slow, but
+the receiver behind it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
+
+from flatship_protocol.constants import CHUNK_SIZE
 
 Policy: TypeAlias = Literal["auto", "off"] | int
 
 MIN_LEVEL: Final = -7
 MAX_LEVEL: Final = 19
+FIRST_HISTORY_LEVEL: Final = 1  # below it a frame of its own is quicker, and yields as much
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """What a level is expected to do: bytes of disk per second and core, bytes of disk per byte."""
+    """How to code a chunk, and what that does on a machine and disk like those of the table.
+
+    Attributes:
+        level: Of zstd; None is raw.
+        speed: Bytes of disk per second of a core.
+        ratio: Bytes of disk per byte of payload.
+        history: As part of a stream with what went before, not as a frame of its own.
+    """
 
     level: int | None
     speed: float
     ratio: float
+    history: bool = False
 
 
-# Measured on 1 MiB chunks of a Debian guest's disk (tests/benchmarks).
-LADDER: Final = (
+# Measured on 1 MiB chunks of a Debian guest's disk (tests/benchmarks/results, compression-notes).
+# Each costs more than the one before it and yields more.
+ALONE: Final[Sequence[Rung]] = (
     Rung(None, float("inf"), 1.0),
-    Rung(-5, 600e6, 1.8),
-    Rung(1, 400e6, 3.2),
-    Rung(3, 280e6, 3.9),
-    Rung(6, 90e6, 4.1),
-    Rung(9, 50e6, 4.2),
+    Rung(-5, 790e6, 2.34),
+    Rung(-1, 580e6, 2.80),
+    Rung(1, 500e6, 3.07),
+    Rung(3, 270e6, 3.31),
+    Rung(6, 105e6, 3.46),
+    Rung(9, 65e6, 3.50),
 )
-CPU_PER_BYTE: Final = 1 / 1.5e9  # seconds of a core to read, digest, seal and send
-MEMORY: Final = 80  # windows that an achieved rate is believed
+WITH_HISTORY: Final[Sequence[Rung]] = (
+    *ALONE[:5],
+    Rung(3, 210e6, 3.40, history=True),
+    Rung(6, 103e6, 3.57, history=True),
+    Rung(9, 60e6, 3.64, history=True),
+    Rung(16, 5.7e6, 3.80, history=True),
+    Rung(18, 3.8e6, 3.93, history=True),
+)
+
+CPU_PER_BYTE: Final = 1 / 1.5e9  # seconds of a core for all but compression, before it is known
+CPU_PER_BYTE_BOUNDS: Final = (1 / 5e9, 1 / 1e8)
 LEAST_CORES: Final = 0.25
 PROBE_INTERVAL: Final = 32  # chunks sent raw between two that are compressed to learn from
-PROBE_LEVEL: Final = 1
-GAIN_TO_CHANGE: Final = 1.1  # a level must promise this much more than the present one
-SMOOTHING: Final = 0.2  # weight of the newest sample
-OPTIMISM: Final = 1.05  # growth of the assumed link rate per window in which nothing waited
-FASTEST_LINK: Final = 50e9  # bytes per second; where optimism ends
+PROBE: Final = ALONE[3]
+FIRST: Final = 16  # chunks that are probes: raw they would clog a slow link before it is known
+
+LOOK_BYTES: Final = 6 << 20  # on the wire: less says little of a rate, for chunks go whole
+FIRST_LOOK_BYTES: Final = 1 << 20
+LOOK_SECONDS: Final = (0.25, 2.0)  # between two looks, at least and at most
+SETTLING: Final = 0.2  # seconds after a change that still show what was before it
+IDLE: Final = 0.5  # share of the time that a link holds chunks up; with less it idles
+HELD_UP: Final = 0.9  # share of the time; a link that holds chunks up for so long is full
+WORKING: Final = 0.6  # share of the time that compression may use; then it holds up the link
+FASTER: Final = 0.95  # of the assumed rate; a link that idles with less did so for want of chunks
+STRIDE: Final = 8.0  # growth of the assumed link rate from one look to the next
+OTHER_LINK: Final = 1.5  # a link so many times slower is another one, and no error
+MARGIN: Final = 1.05  # by which processors must keep up with the link on the rung in force
+MARGIN_TO_CLIMB: Final = 1.1  # and on a costlier one
+GAIN_TO_CHANGE: Final = 1.01
+CHEAPER: Final = 0.995  # of the present rate; then what costs less is better
+GAIN_TO_HASTEN: Final = 1.3  # with less than that a change waits for DWELL after the last one
+DWELL: Final = 2.0  # seconds
+GAIN_TO_TRY: Final = 1.15  # a change that promises more is on trial
+TRIAL_SHARE: Final = 0.3  # of the gain that it promised, or it is taken back
+TRIAL_LOSS: Final = 0.5  # a rate that fell below this share of itself did so for another reason
+HOLD: Final = (10.0, 160.0)  # seconds that costlier rungs are barred for, at first and at most
+STARVED_HOLD: Final = 15.0  # seconds; the same for those above one that was too costly
+MACHINE_WEIGHT: Final = 0.08  # of the newest chunk, for all rungs; and for its own
+OWN_WEIGHT: Final = 0.03
+MACHINE_BOUNDS: Final = (0.02, 50.0)
+OWN_BOUNDS: Final = (0.5, 2.0)
+DISK_WEIGHT: Final = 0.05
+LEAST_SHARE: Final = 0.01  # of a chunk; nothing is thought to shrink to less
+EFFICIENCY_BOUNDS: Final = (0.2, 1.2)
+FORGIVEN: Final = 60.0  # seconds after which processors are thought to achieve what they should
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What happened in a stretch of time.
+
+    Attributes:
+        seconds: How long it was.
+        wire: Bytes that went onto the wire.
+        sent: Bytes of the disk that they were.
+        held_up: Seconds in which the link kept at least one chunk waiting.
+        compressing: Seconds that workers spent in compression, all together.
+        working: And in all that they do.
+        used: Processor seconds of this process; None: unknown.
+        cores: How many were used or idle; a receiver on the same machine leaves fewer. Where raw
+            is in force, that is what there is to compress with. None: unknown.
+    """
+
+    seconds: float
+    wire: int
+    sent: int
+    held_up: float
+    compressing: float = 0.0
+    working: float = 0.0
+    used: float | None = None
+    cores: float | None = None
 
 
 class CompressionController:
-    """Chooses a level for each chunk.
+    """Chooses a rung for each chunk.
 
     Args:
         policy: ``auto``, ``off``, or a fixed zstd level.
-        cores: How many workers compress at once; corrected by what is at hand.
+        workers: How many of them compress at once.
     """
 
-    def __init__(self, policy: Policy, cores: int) -> None:
+    def __init__(self, policy: Policy, workers: int) -> None:
         self._policy = policy
-        self._cores = float(cores)
-        self._rung = LADDER[0]
-        self._machine = 1.0
-        self._disk = 1.0
+        self._workers = workers
+        self._streams = 0
+        self._ladder = ALONE
+        self._rung = ALONE[0]
+        self._cores = float(workers)
+        self._machine = 1.0  # what a byte costs, in terms of the table
+        self._own: dict[Rung, float] = {}  # and on one rung, in terms of both
+        self._disk = 1.0  # what compression saves, in terms of the table
+        self._other = CPU_PER_BYTE
+        self._efficiency = 1.0  # of processors: what was achieved, in terms of the model
         self._link: float | None = None
+        self._first = FIRST
         self._raw_in_a_row = 0
-        self._window = 0
-        self._changed_in = 0
-        self._achieved: dict[Rung, tuple[int, float]] = {}  # in which window, bytes a second
+        self._now = 0.0  # the sum of all windows
+        self._changed_at = -DWELL
+        self._look = _Look()
+        self._starved = False  # in the last look, by the rung in force
+        self._trial: _Trial | None = None
+        self._bar: _Bar | None = None
+        self._hold = HOLD[0]
+
+    def grant(self, streams: int) -> None:
+        """A session stands in which so many connections may carry streams with history."""
+        self._streams = streams
+        self._ladder = WITH_HISTORY if streams else ALONE
+        if self._rung not in self._ladder:
+            at_most = [rung for rung in self._ladder if rung.ratio <= self._rung.ratio]
+            self._change(at_most[-1])
 
     @property
-    def level(self) -> int | None:
-        """The level in force; None sends raw."""
-        if self._policy == "off":
-            return None
-        return self._rung.level if self._policy == "auto" else self._policy
+    def rung(self) -> Rung:
+        """The rung in force."""
+        if self._policy == "auto":
+            return self._rung
+        level = None if self._policy == "off" else self._policy
+        if level is None:
+            return ALONE[0]
+        history = self._streams > 0 and level >= FIRST_HISTORY_LEVEL
+        nearest = min(ALONE[1:], key=lambda rung: abs((rung.level or 0) - level))
+        return Rung(level, nearest.speed, nearest.ratio, history)
 
-    def next_level(self) -> int | None:
-        """The level for the next chunk; now and then a probe where raw is in force."""
-        if self._policy != "auto" or self._rung.level is not None or self._link is None:
-            return self.level
+    def next_rung(self) -> Rung:
+        """The rung for the next chunk; at first, and now and then where it is raw, a probe."""
+        rung = self.rung
+        if self._policy == "auto" and self._first:
+            self._first -= 1
+            return PROBE
+        if self._policy != "auto" or rung.level is not None or self._link is None:
+            return rung
         self._raw_in_a_row += 1
         if self._raw_in_a_row < PROBE_INTERVAL:
-            return None
+            return rung
         self._raw_in_a_row = 0
-        return PROBE_LEVEL
+        return PROBE
 
-    def note_chunk(self, level: int, literal: int, payload: int, seconds: float) -> None:
-        """Learn from one compressed chunk: bytes before and after, and the worker's time."""
-        rung = next((rung for rung in LADDER if rung.level == level), None)
-        if rung is None or seconds <= 0:
-            return
-        self._machine += SMOOTHING * (literal / seconds / rung.speed - self._machine)
-        yielded = max(0.0, literal / payload - 1) / (rung.ratio - 1)
-        self._disk += SMOOTHING * (yielded - self._disk)
-
-    def note_window(
+    def note_chunk(
         self,
-        wire: int,
-        sent: int,
+        rung: Rung,
+        literal: int,
+        payload: int,
         seconds: float,
         *,
-        saturated: bool,
-        cores: float | None = None,
+        coded: bool = True,
     ) -> None:
-        """Learn from a stretch of time.
+        """Learn from one chunk.
 
         Args:
-            wire: Bytes that went onto the wire.
-            sent: Bytes of the disk that they were.
-            seconds: How long it took.
-            saturated: Whether chunks had to wait for a connection.
-            cores: How many were at our disposal, if that is known: a receiver
-                on the same machine, or a guest that is busy, leaves fewer.
+            rung: How it was to be coded.
+            literal: Bytes before.
+            payload: Bytes after.
+            seconds: A processor's time for it.
+            coded: False: a look at it was enough to know that it does not shrink.
         """
-        if cores is not None:
-            self._cores += 0.5 * (max(cores, LEAST_CORES) - self._cores)
-        if wire == 0 or seconds <= 0:
+        self._look.coding += max(0.0, seconds)
+        if rung.level is None or rung not in self._ladder or not literal or not payload:
             return
-        self._window += 1
-        rate = wire / seconds
-        if saturated:
-            self._link = rate if self._link is None else self._link + 0.5 * (rate - self._link)
-        elif self._link is not None:
-            self._link = min(FASTEST_LINK, max(self._link, rate) * OPTIMISM)
-        if self._window - self._changed_in > 1:  # the first window after a change is mixed
-            self._achieved[self._rung] = (self._window, sent / seconds)
+        saved = max(0.0, 1 - payload / literal) / (1 - 1 / rung.ratio)
+        self._disk += DISK_WEIGHT * (saved - self._disk)
+        if coded and seconds > 0:
+            off = seconds / literal / self._cost(rung)
+            self._machine = _within(self._machine * off**MACHINE_WEIGHT, MACHINE_BOUNDS)
+            own = self._own.get(rung, 1.0) * off**OWN_WEIGHT
+            self._own[rung] = _within(own, OWN_BOUNDS)
+
+    def note_window(self, window: Window) -> None:
+        """Learn from a stretch of time, and look, if enough was seen, whether to change."""
+        if window.seconds <= 0:
+            return
+        self._now += window.seconds
+        if window.cores is not None:
+            self._cores += 0.5 * (max(window.cores, LEAST_CORES) - self._cores)
+        if self._now - self._changed_at <= SETTLING:
+            self._look = _Look()
+            return
+        look = self._look
+        look.add(window)
+        if not self._is_enough(look):
+            return
+        full = look.held_up >= HELD_UP * look.seconds
+        if look.wire == 0:  # not one chunk has gone
+            if not full:
+                self._look = _Look()
+                return
+            look.wire = look.sent = CHUNK_SIZE
+        self._look = _Look()
+        self._learn(look, full=full)
+        if self._policy == "auto" and not self._take_back(look):
             self._choose()
+
+    def _is_enough(self, look: "_Look") -> bool:
+        """Whether a look says something; of a link that idles it need not say much."""
+        shortest, longest = LOOK_SECONDS
+        if look.seconds >= longest:
+            return True
+        if self._link is None:
+            return look.seconds >= shortest and look.wire >= FIRST_LOOK_BYTES
+        idles = look.held_up < IDLE * look.seconds
+        return look.seconds >= 2 * shortest if idles else look.wire >= LOOK_BYTES
+
+    def _learn(self, look: "_Look", *, full: bool) -> None:
+        rate = look.wire / look.seconds
+        starving = not full and self._is_working(look)
+        self._starved = starving
+        if look.used is not None and look.sent and look.coding < 0.7 * look.used:
+            other = _within((look.used - look.coding) / look.sent, CPU_PER_BYTE_BOUNDS)
+            self._other += 0.2 * (other - self._other)
+        self._learn_link(look, rate, full=full, starving=starving)
+        achieved = look.sent / look.seconds
+        promised = self._processor(self._rung)
+        if starving:
+            off = _within(achieved / promised, (0.25, 1.0)) ** 0.3
+            self._efficiency = _within(self._efficiency * off, EFFICIENCY_BOUNDS)
+        elif achieved > promised:
+            off = achieved / promised
+            self._efficiency = _within(self._efficiency * off, EFFICIENCY_BOUNDS)
+        else:
+            self._efficiency += min(1.0, look.seconds / FORGIVEN) * (1.0 - self._efficiency)
+
+    def _learn_link(self, look: "_Look", rate: float, *, full: bool, starving: bool) -> None:
+        if full:
+            sample = rate * look.seconds / look.held_up
+            if self._link is None or sample * OTHER_LINK < self._link:
+                self._link = sample
+            else:
+                self._link += 0.5 * (sample - self._link)
+        elif self._link is not None:
+            at_most = look.wire / max(look.held_up, 1e-3)
+            if starving and rate >= FASTER * self._link < at_most:
+                self._link = min(at_most, max(self._link, rate) * STRIDE)
+            else:
+                self._link = max(self._link, rate)
+
+    def _is_working(self, look: "_Look") -> bool:
+        """Whether it is compression that holds the link up."""
+        if self._rung.level is None or look.compressing < 0.3 * look.working:
+            return False
+        at_once = min(self._workers, self._streams) if self._rung.history else self._workers
+        return (
+            look.compressing >= WORKING * at_once * look.seconds
+            or look.working >= 0.75 * self._workers * look.seconds
+        )
+
+    def _take_back(self, look: "_Look") -> bool:
+        """End a trial; True if the change was no good, and is undone."""
+        trial, self._trial = self._trial, None
+        if trial is None:
+            return False
+        # Of the wire, and not of the disk: chunks that were coded before the change are still sent.
+        achieved = look.wire / look.seconds / trial.link * trial.gain
+        if achieved >= 1 + TRIAL_SHARE * (trial.gain - 1) or achieved < TRIAL_LOSS:
+            self._hold = HOLD[0]
+            return False
+        self._bar = _Bar(trial.rung, self._now + self._hold, trial.link)
+        self._link = trial.link
+        self._hold = min(2 * self._hold, HOLD[1])
+        self._change(trial.rung)
+        return True
 
     def _choose(self) -> None:
         if self._link is None:
             return
-        present = self._expect(self._rung)
-        best = max(LADDER, key=self._expect)
-        if self._expect(best) <= GAIN_TO_CHANGE * present:
+        present = self._value(self._rung)
+        best = max(self._allowed(), key=self._value)
+        gain = self._value(best) / present
+        if gain <= GAIN_TO_CHANGE:
             # None is faster, but one that is as fast may cost less.
-            best = next(rung for rung in LADDER if self._expect(rung) >= present)
-        if best is not self._rung:
-            self._rung = best
-            self._changed_in = self._window
+            best = next(rung for rung in self._allowed() if self._value(rung) >= CHEAPER * present)
+            gain = 1.0
+        if best is self._rung:
+            return
+        if gain < GAIN_TO_HASTEN and self._now - self._changed_at < DWELL:
+            return
+        if self._costlier(best):
+            if gain >= GAIN_TO_TRY:
+                self._trial = _Trial(self._rung, gain, self._link)
+        elif self._starved:
+            self._bar = _Bar(best, self._now + STARVED_HOLD, self._link)
+        self._change(best)
 
-    def _expect(self, rung: Rung) -> float:
-        """Bytes of disk a second: as achieved lately, or else as the model promises."""
-        window, achieved = self._achieved.get(rung, (-MEMORY, 0.0))
-        return achieved if self._window - window < MEMORY else self._promise(rung)
+    def _allowed(self) -> list[Rung]:
+        bar = self._bar
+        if bar is not None and (
+            self._now >= bar.until
+            or bar.rung not in self._ladder
+            or (self._link is not None and self._link * OTHER_LINK < bar.link)
+        ):
+            bar = self._bar = None
+        if bar is None:
+            return list(self._ladder)
+        return list(self._ladder[: self._ladder.index(bar.rung) + 1])
 
-    def _promise(self, rung: Rung) -> float:
+    def _change(self, rung: Rung) -> None:
+        self._rung = rung
+        self._changed_at = self._now
+        self._look = _Look()
+
+    def _costlier(self, rung: Rung) -> bool:
+        return self._ladder.index(rung) > self._ladder.index(self._rung)
+
+    def _value(self, rung: Rung) -> float:
+        """Bytes of disk a second that are certain enough."""
         assert self._link is not None
-        ratio = 1 + (rung.ratio - 1) * self._disk
-        cpu = self._cores / (1 / (rung.speed * self._machine) + CPU_PER_BYTE)
-        return min(cpu, self._link * ratio)
+        margin = MARGIN_TO_CLIMB if self._costlier(rung) else MARGIN
+        share = max(LEAST_SHARE, 1 - (1 - 1 / rung.ratio) * self._disk)
+        return min(self._processor(rung) / margin, self._link / share)
+
+    def _processor(self, rung: Rung) -> float:
+        """Bytes of disk a second that the processors can bring on their way."""
+        if rung.level is None:
+            return self._workers / self._other
+        cost = self._cost(rung)
+        cores = float(self._workers)
+        if self._rung.level is None:  # nothing has shown yet what we get if we want it
+            cores = min(cores, self._cores)
+        rate = self._efficiency * cores / (cost + self._other)
+        return min(rate, self._streams / cost) if rung.history else rate
+
+    def _cost(self, rung: Rung) -> float:
+        """Seconds of a core for the compression of a byte."""
+        return self._machine * self._own.get(rung, 1.0) / rung.speed
+
+
+@dataclass(slots=True)
+class _Look:
+    """Windows that are looked at together."""
+
+    seconds: float = 0.0
+    wire: int = 0
+    sent: int = 0
+    held_up: float = 0.0
+    compressing: float = 0.0
+    working: float = 0.0
+    used: float | None = None
+    coding: float = 0.0  # processor seconds of compression
+
+    def add(self, window: Window) -> None:
+        self.seconds += window.seconds
+        self.wire += window.wire
+        self.sent += window.sent
+        self.held_up += window.held_up
+        self.compressing += window.compressing
+        self.working += window.working
+        if window.used is not None:
+            self.used = (self.used or 0.0) + window.used
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A change that must show what it promised: from where, and what was before."""
+
+    rung: Rung
+    gain: float
+    link: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """No costlier rung than this, for a while, or until the link is another one."""
+
+    rung: Rung
+    until: float
+    link: float
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    return min(bounds[1], max(bounds[0], value))

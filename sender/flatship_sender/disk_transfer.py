@@ -34,12 +34,14 @@ from flatship_protocol.messages import (
 )
 from flatship_protocol.session import SenderSession, SenderState, ToSender
 from flatship_sender.client import Client
-from flatship_sender.compression import CompressionController
+from flatship_sender.compression import CompressionController, Rung
 from flatship_sender.held import HeldChunks
 from flatship_sender.job import FIRST_PASS, Cancelled, Defect, Job, RootDiffers
+from flatship_sender.lanes import Lanes
 from flatship_sender.observer import Observer
+from flatship_sender.occupied import Occupied
 from flatship_sender.plan import ReadChunk, SkipHole, plan
-from flatship_sender.prepare import Address, Earlier, Laid, Prepared, prepare
+from flatship_sender.prepare import Address, Earlier, Laid, Prepared, lay_out, prepare
 from flatship_sender.progress import (
     FINAL_STATES,
     TransferState,
@@ -52,7 +54,6 @@ from flatship_service.workers import Workers
 PUMPS: Final = 8  # chunks of one disk under way at once
 PLAN_BATCH: Final = 256  # works asked of a source at a time
 ZERO_RUN_LIMIT: Final = 256 << 20  # bytes of read zeros held back to be sent as one message
-LANE_WAIT: Final = 0.001  # seconds; a chunk that waited longer found the link busy
 IN_DOUBT: Final = (
     "all of the disk had been sent, and the receiver may still publish it;"
     " check there with flatship-receiver verify"
@@ -71,8 +72,8 @@ class Shared(Protocol):
     frames: FramePool
     resumes: bool
     deltas: bool
-    lane_waits: int
-    lane_uses: int
+    lanes: Lanes | None
+    link: Occupied
 
     @property
     def client(self) -> Client:
@@ -318,30 +319,40 @@ class DiskTransfer:
             return
         frame = await transfer.frames.acquire()  # at once: it is this chunk's turn
         try:
-            laid, prepared = await transfer.workers.run(
-                prepare,
-                self._job.source,
-                work,
-                Address(self.handle, FIRST_PASS, transfer.session.epoch),
-                transfer.controller.next_level(),
-                frame,
-                self._earlier(work),
-            )
-            self._account(laid, prepared)
+            rung = transfer.controller.next_rung()
+            laid, prepared = await self._prepare(work, rung, frame)
+            self._account(laid)
+            if prepared is not None:
+                self._account_coding(rung, prepared)
             if self._failure is not None:
                 return
-            if prepared is None:
+            if not laid.travels:
                 transfer.session.unreserve(self.handle, work.offset)
                 transfer.wake()
                 if laid.held:
                     self._leave_out(laid)
                 else:
                     await self._collect_zeros(work)
-            else:
+            elif prepared is not None:
                 await self._ship(prepared)
+            else:
+                await self._ship_by_lane(laid, frame)
         finally:
             transfer.frames.release(frame)
             transfer.carried(self.handle)
+
+    async def _prepare(
+        self, work: ReadChunk, rung: Rung, frame: memoryview
+    ) -> tuple[Laid, Prepared | None]:
+        """Read a chunk and code it, in one call of a worker; code it later if it has a lane."""
+        run, source, earlier = self._transfer.workers.run, self._job.source, self._earlier(work)
+        if rung.history:
+            return await run(lay_out, source, work, frame, earlier), None
+        return await run(prepare, source, work, self._address, rung.level, frame, earlier)
+
+    @property
+    def _address(self) -> Address:
+        return Address(self.handle, FIRST_PASS, self._transfer.session.epoch)
 
     def _earlier(self, work: ReadChunk) -> Earlier:
         """What an earlier pass over a chunk has left at both ends."""
@@ -355,45 +366,74 @@ class DiskTransfer:
 
         Cancelled half way it costs the connection, and is cancelled only when the session ends.
         """
-        chunk, transfer = prepared.chunk, self._transfer
-        asked = time.monotonic()
+        transfer, asked = self._transfer, time.monotonic()
         connection = await transfer.borrow(self.handle, len(prepared.message))
         try:
             borrowed = time.monotonic()
             if self._failure is not None:
                 return
-            transfer.lane_uses += 1
-            transfer.lane_waits += borrowed - asked > LANE_WAIT
-            self._unanswered.sent(prepared.laid)
-            transfer.session.send(chunk, borrowed)
-            self._chunks += 1
+            self._goes_out(prepared, borrowed)
             sealed_before = connection.seal_seconds
-            wire = await connection.send(prepared.message)
+            with transfer.link:
+                wire = await connection.send(prepared.message)
             seal = connection.seal_seconds - sealed_before
         finally:
             transfer.client.give_back(connection)
-        progress = self.progress
+        self._went_out(prepared, wire, borrowed - asked, seal, time.monotonic() - borrowed)
+
+    async def _ship_by_lane(self, laid: Laid, frame: memoryview) -> None:
+        """Have one chunk coded in a lane, and send it there."""
+        transfer = self._transfer
+        assert transfer.lanes is not None
+        lane = transfer.lanes.lane(self.handle, laid.work.offset)
+        async with lane.turn(laid, self._address, lambda: transfer.controller.rung, frame) as turn:
+            self._account_coding(turn.rung, turn.prepared)
+            begun = time.monotonic()
+            if self._failure is not None:
+                return
+            self._goes_out(turn.prepared, begun)
+            with transfer.link:
+                wire = await turn.send()
+            took = time.monotonic() - begun
+        self._went_out(turn.prepared, wire, turn.waited, turn.seal_seconds, took)
+
+    def _goes_out(self, prepared: Prepared, now: float) -> None:
+        self._unanswered.sent(prepared.laid)
+        self._transfer.session.send(prepared.chunk, now)
+        self._chunks += 1
+
+    def _went_out(
+        self, prepared: Prepared, wire: int, wait: float, seal: float, took: float
+    ) -> None:
+        progress, chunk = self.progress, prepared.chunk
         progress.wire += wire
         progress.sent += chunk.length
         progress.kept += prepared.laid.kept
         progress.payload[chunk.codec.name.lower()] += prepared.payload
-        progress.stage_seconds["wait"] += borrowed - asked
+        progress.stage_seconds["wait"] += wait
         progress.stage_seconds["seal"] += seal
-        progress.stage_seconds["send"] += time.monotonic() - borrowed - seal
+        progress.stage_seconds["send"] += took - seal
 
-    def _account(self, laid: Laid, prepared: Prepared | None) -> None:
-        progress, work, controller = self.progress, laid.work, self._transfer.controller
+    def _account(self, laid: Laid) -> None:
+        progress, work = self.progress, laid.work
         progress.read += work.length
         if not laid.held and not self._unanswered.must_be_whole(work.offset):
             progress.changed += self._changed(work, is_zero=laid.digest is None)
         progress.stage_seconds["read"] += laid.read_seconds
         progress.stage_seconds["digest"] += laid.digest_seconds
-        if prepared is not None:
-            seconds = prepared.compress_seconds
-            progress.stage_seconds["compress"] += seconds
-            if prepared.level is not None and not laid.kept:
-                controller.note_chunk(prepared.level, laid.literal, prepared.payload, seconds)
-        progress.level = controller.level
+
+    def _account_coding(self, rung: Rung, prepared: Prepared) -> None:
+        progress, controller = self.progress, self._transfer.controller
+        progress.stage_seconds["compress"] += prepared.compress_seconds
+        if not prepared.laid.kept:
+            controller.note_chunk(
+                rung,
+                prepared.laid.literal,
+                prepared.payload,
+                prepared.processor_seconds,
+                coded=prepared.coded,
+            )
+        progress.level, progress.history = controller.rung.level, controller.rung.history
 
     def _changed(self, work: ReadChunk, *, is_zero: bool) -> int:
         """Bytes of a chunk that the receiver holds otherwise than it was read now."""

@@ -5,7 +5,7 @@ chunk pays nothing for being watched. Only the latency histogram is told anythin
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -127,10 +127,12 @@ class _Totals:
     resent: Counter[tuple[str, str]] = field(default_factory=Counter)  # by reason and receiver
     wanted: Counter[str] = field(default_factory=Counter)
     stages: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(STAGES, 0)))
+    link_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, progress: TransferProgress) -> None:
         receiver = label(progress.receiver)
         self.wire[receiver] += progress.wire
+        self.link_seconds[receiver] += progress.link_seconds
         for disk in progress.disks:
             self.resent["lost", receiver] += disk.resent
             self.resent["changed", receiver] += disk.changed
@@ -155,6 +157,7 @@ class _Totals:
             self.resent.copy(),
             self.wanted.copy(),
             self.stages.copy(),
+            self.link_seconds.copy(),
         )
 
 
@@ -219,6 +222,9 @@ class _Transfers(Collector):
             "last_progress_timestamp_seconds", "When the disk last got on, since 1970.", _DISK
         )
         level = _gauge("compression_level", "The zstd level in use.", _DISK)
+        history = _gauge(
+            "compression_history", "Whether chunks are coded with those before them at hand.", _DISK
+        )
         states = _gauge("transfer_state", "1 for the state the disk is in.", (*_DISK, "state"))
         to_wall = self._wall() - self._monotonic()
         for key, disk in self._disks().items():
@@ -229,9 +235,10 @@ class _Transfers(Collector):
                 last.add_metric(key, round(disk.last_progress + to_wall, 3))
             if disk.level is not None:
                 level.add_metric(key, disk.level)
+                history.add_metric(key, disk.history)
             for state in TransferState:
                 states.add_metric((*key, state.value), state is disk.state)
-        yield from (size, remaining, acked, last, level, states)
+        yield from (size, remaining, acked, last, level, history, states)
 
     def _stalled(self) -> Metric:
         stalled = _gauge(
@@ -301,7 +308,12 @@ class _Transfers(Collector):
         )
         for stage, seconds in totals.stages.items():
             busy.add_metric((stage,), seconds)
-        yield from (read, skipped, literal, payload, wire, resent, wanted, busy)
+        link = _counter(
+            "link_busy_seconds_total", "Time in which the link kept chunks waiting.", ("receiver",)
+        )
+        for receiver, busy_for in totals.link_seconds.items():
+            link.add_metric((receiver,), busy_for)
+        yield from (read, skipped, literal, payload, wire, resent, wanted, busy, link)
 
 
 def label(value: str) -> str:

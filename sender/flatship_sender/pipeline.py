@@ -6,8 +6,10 @@ bounds what the receiver has not yet acknowledged.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from flatship_protocol.connection import Connection, FramePool
@@ -25,13 +27,15 @@ from flatship_protocol.messages import (
 )
 from flatship_protocol.session import SenderSession, ToSender
 from flatship_sender.client import Client
-from flatship_sender.compression import CompressionController
+from flatship_sender.compression import CompressionController, Window
 from flatship_sender.disk_limit import DiskLimit
 from flatship_sender.disk_transfer import DiskTransfer
 from flatship_sender.job import Cancelled, Job
+from flatship_sender.lanes import Lanes
 from flatship_sender.observer import Observer
+from flatship_sender.occupied import Occupied
 from flatship_sender.plan import ReadChunk
-from flatship_sender.processor import ProcessorWatch
+from flatship_sender.processor import ProcessorWatch, Share
 from flatship_sender.progress import (
     FINAL_STATES,
     DiskProgress,
@@ -46,6 +50,7 @@ from flatship_service.workers import Workers
 
 FRAMES: Final = 16
 WINDOW: Final = 0.25  # seconds between two looks of the compression controller
+WORK: Final = ("read", "digest", "compress")  # stages that workers are in
 MANY_CONNECTIONS: Final = 4
 SPARE_CONNECTIONS: Final = 2  # of many: for one that replaces another, and one not yet closed
 
@@ -84,8 +89,8 @@ class Transfer:
         self.frames = FramePool(FRAMES)
         self.resumes = False  # the receiver says what it holds
         self.deltas = False  # and can keep pages of it
-        self.lane_waits = 0  # chunks that found no connection free, in this window
-        self.lane_uses = 0
+        self.lanes: Lanes | None = None  # where chunks are coded as streams, if that was agreed on
+        self.link = Occupied()  # while it holds a chunk up
         self._sharing = Sharing(precedence)
         handles = {job.opening.disk for job in jobs}
         self._turns = Turns(self.session, self._sharing, FRAMES, handles)
@@ -126,6 +131,11 @@ class Transfer:
                 self.resumes = Capability.RESUME in hello.capabilities
                 self.deltas = Capability.DELTA in hello.capabilities
                 await client.widen(min(connections, usable(hello.connections)))
+                if Capability.HISTORY in hello.capabilities:
+                    self.lanes = Lanes(
+                        client, self.workers, hello.history_window, hello.history_streams
+                    )
+                self.controller.grant(0 if self.lanes is None else self.lanes.count)
                 self.progress.connections = client.live
                 watch = tasks.create_task(self._watch())
                 await self._run_disks()
@@ -228,23 +238,16 @@ class Transfer:
     async def _watch(self) -> None:
         """Feed the compression controller, notice stalls."""
         loop = asyncio.get_running_loop()
-        wire = sum(disk.wire for disk in self.progress.disks)  # of sessions before this one
-        sent, then = sum(disk.literal for disk in self.progress.disks), loop.time()
         processor = ProcessorWatch()
+        before = self._totals()  # of sessions before this one, too
         stalls = Stalls(time.monotonic())
         while True:
             await asyncio.sleep(WINDOW)
-            now, saturated = loop.time(), self.lane_waits * 2 > self.lane_uses
-            disks = self.progress.disks
-            total, done = sum(disk.wire for disk in disks), sum(disk.literal for disk in disks)
-            self.controller.note_window(
-                total - wire,
-                done - sent,
-                now - then,
-                saturated=saturated,
-                cores=processor.cores(),
-            )
-            wire, sent, then, self.lane_waits, self.lane_uses = total, done, now, 0, 0
+            now, share = self._totals(), processor.look()
+            window = _between(before, now, share)
+            self.controller.note_window(window)
+            self.progress.link_seconds += window.held_up
+            before = now
             self._count_wire()
             self.progress.connections = self.client.live
             silent_for = loop.time() - self.client.heard_at
@@ -252,6 +255,20 @@ class Transfer:
                 time.monotonic(), self._mark(), due=self._due(), silent_for=silent_for
             )
             self._tell_stall(stall)
+
+    def _totals(self) -> "_Totals":
+        disks = self.progress.disks
+        stages = Counter[str]()
+        for disk in disks:
+            stages.update(disk.stage_seconds)
+        return _Totals(
+            time.monotonic(),
+            sum(disk.wire for disk in disks),
+            sum(disk.literal for disk in disks),
+            self.link.seconds,
+            stages["compress"],
+            sum(stages[stage] for stage in WORK),
+        )
 
     def _count_wire(self) -> None:
         chunks = sum(disk.wire for disk in self.progress.disks)
@@ -292,6 +309,31 @@ class Transfer:
 def _done(progress: DiskProgress) -> int:
     """Bytes of chunks for which credit was reserved, and that are sent or need not be."""
     return progress.sent + progress.held + progress.skipped_zero
+
+
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    """What the controller is told the growth of; see Window."""
+
+    at: float
+    wire: int
+    sent: int
+    held_up: float
+    compressing: float
+    working: float
+
+
+def _between(then: _Totals, now: _Totals, share: Share) -> Window:
+    return Window(
+        now.at - then.at,
+        now.wire - then.wire,
+        now.sent - then.sent,
+        now.held_up - then.held_up,
+        now.compressing - then.compressing,
+        now.working - then.working,
+        share.used,
+        share.cores,
+    )
 
 
 def usable(allowed: int) -> int:

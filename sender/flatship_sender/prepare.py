@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from flatship_protocol.codec import Compressor
+from flatship_protocol.codec import Compressor, HistoryEncoder
 from flatship_protocol.connection import MESSAGE_START, PAGE
 from flatship_protocol.constants import CHUNK_SIZE
 from flatship_protocol.digest import chunk_digest
@@ -19,6 +19,9 @@ from flatship_sender.zeros import is_zero
 
 WORTH_KEEPING: Final = 0.25  # a smaller share of pages is not worth a read at the receiver
 WORTH_COMPRESSING: Final = 0.95  # a larger payload than this share of the literals goes raw
+SAMPLES: Final = 8  # of a chunk, to see whether it shrinks
+SAMPLE_SIZE: Final = 4096  # bytes
+SAMPLE_LEVEL: Final = 1
 
 _thread = threading.local()
 
@@ -60,7 +63,8 @@ class Prepared:
     """A chunk ready to be sealed.
 
     ``message`` is a view of the frame. ``payload`` is what the literal runs became at
-    ``level``, in bytes, in ``compress_seconds`` of a worker's time.
+    ``level``, in bytes, in ``compress_seconds`` of a worker's time and
+    ``processor_seconds`` of a core's. Not ``coded``: it was seen not to shrink, and left alone.
     """
 
     laid: Laid
@@ -69,6 +73,8 @@ class Prepared:
     level: int | None
     payload: int
     compress_seconds: float
+    processor_seconds: float
+    coded: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,13 @@ def lay_out(
     )
 
 
-def encode(laid: Laid, address: Address, level: int | None, frame: memoryview) -> Prepared:
+def encode(
+    laid: Laid,
+    address: Address,
+    level: int | None,
+    frame: memoryview,
+    stream: HistoryEncoder | None = None,
+) -> Prepared:
     """Compress what was laid out in ``frame`` and make the CHUNK message there.
 
     Args:
@@ -155,12 +167,18 @@ def encode(laid: Laid, address: Address, level: int | None, frame: memoryview) -
         address: Goes into the message.
         level: zstd level, or None to send raw.
         frame: The one that it was laid out in.
+        stream: At that level: code the chunk as the next of its stream, unless it does not
+            shrink.
     """
     assert laid.digest is not None
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.thread_time()
     data = frame[PAGE : PAGE + laid.literal]
-    codec, payload = Codec.RAW, laid.literal
-    if level is not None:
+    codec, payload, begin, coded = Codec.RAW, laid.literal, False, level is not None
+    if stream is not None:
+        coded = _shrinks(data)
+        if coded:
+            codec, payload, begin = _encode_next(data, stream)
+    elif level is not None:
         compressed = _compressor().compress(data, level)
         if len(compressed) <= laid.literal * WORTH_COMPRESSING:
             codec, payload = Codec.ZSTD, len(compressed)
@@ -175,11 +193,43 @@ def encode(laid: Laid, address: Address, level: int | None, frame: memoryview) -
         digest=laid.digest,
         segments=laid.segments,
         payload=data[:payload],
+        begin=begin,
     )
     message = frame[MESSAGE_START:]
     size = frame_chunk(message, chunk, address.epoch)
-    seconds = time.perf_counter() - started
-    return Prepared(laid, chunk, message[:size], level, payload, seconds)
+    return Prepared(
+        laid,
+        chunk,
+        message[:size],
+        level,
+        payload,
+        time.perf_counter() - started,
+        time.thread_time() - processor,
+        coded,
+    )
+
+
+def _encode_next(data: memoryview, stream: HistoryEncoder) -> tuple[Codec, int, bool]:
+    """Code ``data`` in its own place as the next of a stream; returns codec, payload, *begin*."""
+    begin = stream.begins
+    payload = stream.encode(data)
+    if len(payload) >= len(data):
+        stream.restart()  # for this is not sent
+        return Codec.RAW, len(data), False
+    data[: len(payload)] = payload
+    return Codec.HISTORY, len(payload), begin
+
+
+def _shrinks(data: memoryview) -> bool:
+    """Whether to code a chunk at all: what looks like noise here and there is tried as a whole."""
+    if not data:
+        return False
+    step = max(SAMPLE_SIZE, len(data) // SAMPLES)
+    samples = b"".join(data[at : at + SAMPLE_SIZE] for at in range(0, len(data), step))
+    compressor = _compressor()
+    if len(compressor.compress(samples, SAMPLE_LEVEL)) <= len(samples) * WORTH_COMPRESSING:
+        return True
+    return len(compressor.compress(data, SAMPLE_LEVEL)) <= len(data) * WORTH_COMPRESSING
 
 
 def _remember_held(work: ReadChunk, data: memoryview, earlier: Earlier) -> None:

@@ -2,11 +2,25 @@
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 STAT: Final = Path("/proc/stat")
 _IDLE_FIELDS: Final = slice(4, 6)  # of the line "cpu": idle and iowait, in clock ticks; proc(5)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Of the processors, in a stretch of time.
+
+    Attributes:
+        used: Seconds of a core that this process took.
+        cores: That it used or could have used.
+    """
+
+    used: float
+    cores: float
 
 
 class ProcessorWatch:
@@ -21,12 +35,13 @@ class ProcessorWatch:
         self._ticks = os.sysconf("SC_CLK_TCK")
         self._last = self._read()
 
-    def cores(self) -> float:
-        """Cores that this process used or could have used since the last look."""
+    def look(self) -> Share:
+        """What this process had since the last look."""
         now, own, idle = self._read()
         then, own_then, idle_then = self._last
         self._last = (now, own, idle)
-        return (own - own_then + idle - idle_then) / max(now - then, 1e-3)
+        used = own - own_then
+        return Share(used, (used + idle - idle_then) / max(now - then, 1e-3))
 
     def _read(self) -> tuple[float, float, float]:
         fields = self._stat.read_text().partition("\n")[0].split()

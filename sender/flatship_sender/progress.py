@@ -55,9 +55,10 @@ class DiskProgress:
     ``wire`` counts whole records, headers and tags included.
     ``resent`` is how much of ``sent`` went into sessions that were lost before it was
     acknowledged: counted twice, unless it turned out to be held after all.
-    ``sending`` and ``proving`` are since when the disk is at that, in the last session that
-    came so far. ``capacity`` is what the receiver makes of ``size``, once it has said so.
-    ``started``, ``sending``, ``proving``, ``finished`` and ``last_progress`` are clock
+    ``level`` is the zstd level in force, None where chunks go raw; with ``history`` they are coded
+    as streams. ``sending`` and ``proving`` are since when the disk is at that, in the last
+    session that came so far. ``capacity`` is what the receiver makes of ``size``, once it has
+    said so. ``started``, ``sending``, ``proving``, ``finished`` and ``last_progress`` are clock
     readings (monotonic); 0 before the event.
     """
 
@@ -81,6 +82,7 @@ class DiskProgress:
     proved: int = 0
     to_prove: int = 0
     level: int | None = None
+    history: bool = False
     started: float = 0.0
     sending: float = 0.0
     proving: float = 0.0
@@ -151,6 +153,7 @@ class TransferProgress:
     ``session_wire`` counts all bytes on the wire but ``earlier_overhead``, those of
     handshakes and of the session's own records included, as of the last time somebody
     added them up. ``reconnections`` are sessions after the first.
+    ``link_seconds`` is how long the link kept chunks waiting.
     ``stall`` is set while nothing gets on, and a session is there to blame for it.
     ``limit`` is the one in force, in bytes a second on the wire; None for none.
     ``waiting`` is set from the loss of a session until the next one stands.
@@ -163,6 +166,7 @@ class TransferProgress:
     connections: int = 0
     session_wire: int = 0
     limit: float | None = None
+    link_seconds: float = 0.0
     stall: Stall | None = None
     reconnections: int = 0
     waiting: Waiting | None = None

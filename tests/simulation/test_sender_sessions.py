@@ -170,6 +170,29 @@ def test_a_transfer_leaves_room_to_replace_connections(
     run(scenario)
 
 
+@pytest.mark.parametrize("connections", [1, 3])
+def test_streams_move_to_the_connections_that_replace_theirs(
+    tmp_path: Path, store: FaultyDatastore, connections: int
+) -> None:
+    """All the time connections are replaced; the receiver refuses one stream too many."""
+    data = b"".join(Random(n % 5).randbytes(4096) * 256 for n in range(60))
+
+    async def scenario() -> None:
+        async with world(tmp_path, store) as at:
+            transfer, _ = at.sending([MemorySource(data)], compression=1)
+            client = Client(
+                RECEIVER, CREDENTIALS, NAME, transfer.dispatch, lifetime=AT_ONCE, dial=at.dial
+            )
+            await transfer.run(client, connections)
+            assert disk(transfer).state is TransferState.PUBLISHED
+            assert len(at.streams) > 2 * connections
+            assert disk(transfer).payload["history"]
+
+    run(scenario)
+    published = store.memory.disks["web", "web"].content
+    assert published.read(0, len(data)) == data
+
+
 def test_a_transfer_goes_on_with_the_connections_that_could_be_made(
     tmp_path: Path, store: FaultyDatastore
 ) -> None:

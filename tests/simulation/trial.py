@@ -55,6 +55,7 @@ from flatship_sender.claims import AlreadySending
 from flatship_sender.client import Credentials, SessionName, connect
 from flatship_sender.job import FIRST_PASS, Job
 from flatship_sender.pipeline import Transfer
+from flatship_sender.processor import Share
 from flatship_sender.progress import DiskProgress, TransferState
 from flatship_sender.receivers import Receiver
 from flatship_sender.refusals import RefusedByReceiver
@@ -530,8 +531,8 @@ def run_seed(seed: int) -> Record:
 
 
 class _AllIdle:
-    def cores(self) -> float:
-        return 2.0
+    def look(self) -> Share:
+        return Share(0.0, 2.0)
 
 
 def _listener(internal: list[str]) -> Any:

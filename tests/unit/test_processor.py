@@ -19,8 +19,10 @@ def test_cores_are_what_we_used_and_what_nobody_used(
     watch = ProcessorWatch(stat)
     clock.update(wall=12.0, own=2.5)
     stat.write_text(f"cpu  9 0 9 {100 * ticks + ticks // 2} {10 * ticks} 0 0 0 0 0\ncpu0 1 1 1 1\n")
-    assert watch.cores() == pytest.approx((1.5 + 0.5) / 2)
+    share = watch.look()
+    assert share.used == pytest.approx(1.5)
+    assert share.cores == pytest.approx((1.5 + 0.5) / 2)
 
 
 def test_this_machine_has_some() -> None:
-    assert 0 <= ProcessorWatch().cores() < 10 * (os.cpu_count() or 1)
+    assert 0 <= ProcessorWatch().look().cores < 10 * (os.cpu_count() or 1)
