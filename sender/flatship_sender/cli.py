@@ -219,8 +219,8 @@ def inspect_(sources: tuple[str, ...], exact: bool, as_json: bool) -> None:
     "--index-limit",
     type=SIZE,
     default=DEFAULT_LIMIT,
-    help="Room in the state folder for what lets a pass after --live send pages instead of"
-    " chunks; 0 for none.  [default: 4GiB]",
+    help="Room in the state folder for what is known of pages that were sent, so that they are"
+    " not sent again; 0 for none.  [default: 4GiB]",
 )
 @click.option(
     "--congestion-control",

@@ -58,7 +58,7 @@ from flatship_sender.refusals import NotAuthorised, RefusedByReceiver
 from flatship_sender.throttle import Throttle
 from flatship_service.congestion import use_congestion_control
 
-CAPABILITIES: Final = Capability.RESUME | Capability.DELTA | Capability.HISTORY
+CAPABILITIES: Final = Capability.RESUME | Capability.DELTA | Capability.KNOWN | Capability.HISTORY
 SOFTWARE: Final = "flatship-sender"
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 GOODBYE_TIMEOUT: Final = 2.0  # seconds
@@ -296,6 +296,10 @@ class Client:
         connection = next((each for each in self._born if not each.closed), None)
         if connection is None:
             raise ConnectionLost(f"no connection to {self._receiver} is left")
+        self._control_bytes += await connection.send(encode(message, self._session.epoch))
+
+    async def send_on(self, connection: Connection, message: Message) -> None:
+        """Send a small message on a connection that was borrowed."""
         self._control_bytes += await connection.send(encode(message, self._session.epoch))
 
     async def finish(self) -> None:

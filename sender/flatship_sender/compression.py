@@ -177,6 +177,11 @@ class CompressionController:
         nearest = min(ALONE[1:], key=lambda rung: abs((rung.level or 0) - level))
         return Rung(level, nearest.speed, nearest.ratio, history)
 
+    @property
+    def link_is_slow(self) -> bool:
+        """Whether chunks have ever had to wait for the link."""
+        return self._link is not None
+
     def next_rung(self) -> Rung:
         """The rung for the next chunk; at first, and now and then where it is raw, a probe."""
         rung = self.rung

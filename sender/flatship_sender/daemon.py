@@ -23,13 +23,14 @@ from flatship_sender.claims import SESSION_ID_SIZE, Claim, claim
 from flatship_sender.client import Client, Credentials, Lifetime, SessionName, connect, dial_tcp
 from flatship_sender.compression import CompressionController, Policy
 from flatship_sender.config import Config, configure
+from flatship_sender.disk_memory import DiskMemory
 from flatship_sender.display import Display, following
 from flatship_sender.downtimes import Disk, Downtimes
 from flatship_sender.incarnations import Incarnations
 from flatship_sender.job import FIRST_PASS, Job
 from flatship_sender.limits import Limiter
 from flatship_sender.observer import Unobserved
-from flatship_sender.page_indexes import DEFAULT_LIMIT, PageIndexes
+from flatship_sender.page_indexes import DEFAULT_LIMIT, PageIndexes, Place
 from flatship_sender.passes import Passes
 from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.pipeline import Transfer
@@ -77,8 +78,8 @@ class SendOptions:
 
     ``limit`` is in bytes per second on the wire, over all connections, ``disk_limit``
     likewise, for each disk. ``patience`` is how many seconds without progress a lost
-    session is tried again; 0 for not at all. ``index_limit`` is how many bytes the page
-    indexes of all disks may take. ``until_downtime`` is how many seconds the final pass may
+    session is tried again; 0 for not at all. ``index_limit`` is how many bytes what is
+    known of pages may take, of all disks. ``until_downtime`` is how many seconds the final pass may
     take: live passes are made until it does; None for a single one. ``congestion_control``
     is TCP's, None for the file's. ``precedence`` is how the disks share the link.
     """
@@ -437,17 +438,19 @@ def _open(path: str, order: Order, cleanup: ExitStack) -> BlockSource:
 def _jobs(sources: Sequence[BlockSource], order: Order, cleanup: ExitStack) -> list[Job]:
     target = order.target
     names = disk_names(target.vm, len(sources))
+    indexes = PageIndexes(order.state, order.options.index_limit)
+    cleanup.callback(indexes.close)
     jobs = [
-        _job(number, source, name, order)
+        _job(number, source, name, order, indexes)
         for number, (source, name) in enumerate(zip(sources, names, strict=True))
     ]
     for job in jobs:
-        if job.index is not None:
-            cleanup.callback(job.index.close)
+        if job.memory is not None:
+            cleanup.callback(job.memory.close)
     return jobs
 
 
-def _job(number: int, source: BlockSource, name: str, order: Order) -> Job:
+def _job(number: int, source: BlockSource, name: str, order: Order, indexes: PageIndexes) -> Job:
     target, options = order.target, order.options
     opening = OpenDisk(
         disk=number,
@@ -467,11 +470,8 @@ def _job(number: int, source: BlockSource, name: str, order: Order) -> Job:
         dry_run=options.dry_run,
     )
     progress = DiskProgress(source.name, f"{target.vm}/{name}.vmdk", source.size)
-    indexes = PageIndexes(order.state, 0 if options.dry_run else options.index_limit)
-    index = indexes.open(
-        (order.receiver.name, target.vm, name), source.size, source.identity, make=options.live
-    )
-    return Job(source, opening, progress, index)
+    place = Place(order.receiver.public, target.datastore, target.vm, name)
+    return Job(source, opening, progress, DiskMemory(indexes, place, source.size))
 
 
 def _reserve(source: BlockSource) -> int:

@@ -28,6 +28,7 @@ from flatship_protocol.messages import (
     DiskProven,
     EndPass,
     Held,
+    ImageReference,
     Proving,
     Want,
     Zero,
@@ -35,17 +36,20 @@ from flatship_protocol.messages import (
 from flatship_protocol.session import SenderSession, SenderState, ToSender
 from flatship_sender.client import Client
 from flatship_sender.compression import CompressionController, Rung
+from flatship_sender.copies import Copies
 from flatship_sender.held import HeldChunks
 from flatship_sender.job import FIRST_PASS, Cancelled, Defect, Job, RootDiffers
 from flatship_sender.lanes import Lanes
 from flatship_sender.observer import Observer
 from flatship_sender.occupied import Occupied
+from flatship_sender.page_index import PageIndex
 from flatship_sender.plan import ReadChunk, SkipHole, plan
 from flatship_sender.prepare import Address, Earlier, Laid, Prepared, lay_out, prepare
 from flatship_sender.progress import (
     FINAL_STATES,
     TransferState,
 )
+from flatship_sender.references import References
 from flatship_sender.refusals import RefusedByReceiver
 from flatship_sender.stalls import allowance
 from flatship_sender.unanswered import Unanswered
@@ -74,6 +78,8 @@ class Shared(Protocol):
     deltas: bool
     lanes: Lanes | None
     link: Occupied
+    knows: bool
+    references: References
 
     @property
     def client(self) -> Client:
@@ -126,8 +132,10 @@ class DiskTransfer:
         self._planning = asyncio.Lock()
         self._zeros = ExtentSet()
         self._chunks = 0
-        self._index = job.index
-        self._unanswered = Unanswered(job.source.size, self._manifest, job.index)
+        self._index: PageIndex | None = None
+        self._copies: Copies | None = None
+        self._lost: list[bytes] = []  # images from which the receiver cannot copy
+        self._unanswered = Unanswered(job.source.size, self._manifest)
         self._answered = asyncio.Event()
 
     @property
@@ -197,15 +205,21 @@ class DiskTransfer:
 
     def acknowledged(self, offsets: Sequence[int]) -> None:
         """Chunks are on the receiver's stable storage, as they were sent."""
-        self._unanswered.stored(offsets)
+        for laid in self._unanswered.stored(offsets):
+            self._transfer.references.stored(laid.sources)
+        if self._copies is not None:
+            self._copies.settled(offsets)
         self._answered.set()
 
     def _take_back(self, offset: int, length: int) -> None:
-        """The receiver could not keep what it was to keep of some chunks: they go whole."""
-        for kept in self._unanswered.take_back(offset, length):
+        """The receiver does not have what it was to have of some chunks: they go whole."""
+        for laid in self._unanswered.take_back(offset, length):
             self._chunks -= 1
-            self.progress.kept -= kept
+            self.progress.kept -= laid.kept
+            self.progress.known -= laid.known
             self.progress.wanted += 1
+            if self._copies is not None:
+                self._lost += self._copies.wanted(laid.copies)
         self._answered.set()
 
     def _fail_by(self, error: Exception) -> None:
@@ -226,8 +240,9 @@ class DiskTransfer:
         self.progress.state = TransferState.OPENING
         session.open(job.opening)
         await self._transfer.client.send(job.opening)
-        await self._opened
+        opened = await self._opened
         self._raise_failure()
+        assert opened is not None
         if job.opening.dry_run:
             self.progress.state = TransferState.UNPUBLISHED
             return
@@ -237,8 +252,7 @@ class DiskTransfer:
         self.progress.state = TransferState.SENDING
         self.progress.sending = time.monotonic()
         self._works = plan(job.source.extents(0, job.source.size), job.source.size)
-        if not self._transfer.deltas:
-            self._index = None
+        await self._remember(opened.image_uuid)
         while True:
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(PUMPS):
@@ -249,6 +263,19 @@ class DiskTransfer:
         if not job.opening.live:
             await self._transfer.workers.run(job.source.still_quiet)
         await self._end_pass()
+
+    async def _remember(self, image: bytes) -> None:
+        """Open what is known of the image's pages, as far as the receiver has a use for it."""
+        transfer, memory = self._transfer, self._job.memory
+        if memory is None or not (transfer.deltas or transfer.knows):
+            return
+        make = self._job.opening.live or transfer.knows
+        self._index = await transfer.workers.run(
+            memory.open, image, known=transfer.knows, make=make
+        )
+        self._unanswered.index = self._index
+        if transfer.knows:
+            self._copies = memory.copies(transfer.references)
 
     async def _is_more_wanted(self) -> bool:
         """Wait until the receiver has answered all that it was to keep a part of.
@@ -280,8 +307,11 @@ class DiskTransfer:
         self.progress.proved = self.progress.to_prove = proven.reread
         published = proven.published
         self.progress.state = TransferState.PUBLISHED if published else TransferState.UNPUBLISHED
-        if published and self._job.index is not None:  # nobody goes on with it
-            await self._transfer.workers.run(self._job.index.remove)
+        memory = self._job.memory
+        if published and memory is not None:
+            # Nobody goes on with it; others may copy from it, where the receiver can do that.
+            settle = memory.published if self._transfer.knows else memory.forget
+            await self._transfer.workers.run(settle)
 
     async def _pump(self) -> None:
         """Carry chunks, one at a time, from the plan to a connection, until none is left."""
@@ -298,6 +328,9 @@ class DiskTransfer:
 
     async def _next_work(self) -> ReadChunk | SkipHole | None:
         async with self._planning:
+            if self._lost and self._job.memory is not None:
+                lost, self._lost = self._lost, []
+                await self._transfer.workers.run(self._job.memory.give_up, lost)
             if self._unanswered.wanted:
                 return self._unanswered.next_wanted()
             if not self._batch:
@@ -356,10 +389,15 @@ class DiskTransfer:
 
     def _earlier(self, work: ReadChunk) -> Earlier:
         """What an earlier pass over a chunk has left at both ends."""
-        remember = self._job.opening.live
+        copies = self._copies
+        # Where the link keeps up with the disk, there is no gain in sending less.
+        if copies is not None and not (copies.known.any or self._transfer.controller.link_is_slow):
+            copies = None
+        remember = self._job.opening.live or copies is not None
         if self._unanswered.must_be_whole(work.offset):
             return Earlier(None, self._index, remember)
-        return Earlier(self._held.digest(work.offset // CHUNK_SIZE), self._index, remember)
+        digest = self._held.digest(work.offset // CHUNK_SIZE)
+        return Earlier(digest, self._index, remember, copies)
 
     async def _ship(self, prepared: Prepared) -> None:
         """Send one prepared chunk on the next connection that is free.
@@ -370,6 +408,7 @@ class DiskTransfer:
         connection = await transfer.borrow(self.handle, len(prepared.message))
         try:
             borrowed = time.monotonic()
+            await self._announce(connection, prepared.laid)
             if self._failure is not None:
                 return
             self._goes_out(prepared, borrowed)
@@ -389,6 +428,7 @@ class DiskTransfer:
         async with lane.turn(laid, self._address, lambda: transfer.controller.rung, frame) as turn:
             self._account_coding(turn.rung, turn.prepared)
             begun = time.monotonic()
+            await self._announce(turn.connection, laid)
             if self._failure is not None:
                 return
             self._goes_out(turn.prepared, begun)
@@ -399,6 +439,8 @@ class DiskTransfer:
 
     def _goes_out(self, prepared: Prepared, now: float) -> None:
         self._unanswered.sent(prepared.laid)
+        if self._copies is not None:
+            self._copies.underway(prepared.chunk.offset)
         self._transfer.session.send(prepared.chunk, now)
         self._chunks += 1
 
@@ -409,10 +451,17 @@ class DiskTransfer:
         progress.wire += wire
         progress.sent += chunk.length
         progress.kept += prepared.laid.kept
+        progress.known += prepared.laid.known
         progress.payload[chunk.codec.name.lower()] += prepared.payload
         progress.stage_seconds["wait"] += wait
         progress.stage_seconds["seal"] += seal
         progress.stage_seconds["send"] += took - seal
+
+    async def _announce(self, connection: Connection, laid: Laid) -> None:
+        """Tell the receiver which images a chunk copies from, where this connection has not yet."""
+        references = {copy.reference for copy in laid.copies}
+        for number, image in self._transfer.references.unannounced(connection, references):
+            await self._transfer.client.send_on(connection, ImageReference(number, image))
 
     def _account(self, laid: Laid) -> None:
         progress, work = self.progress, laid.work
@@ -425,7 +474,7 @@ class DiskTransfer:
     def _account_coding(self, rung: Rung, prepared: Prepared) -> None:
         progress, controller = self.progress, self._transfer.controller
         progress.stage_seconds["compress"] += prepared.compress_seconds
-        if not prepared.laid.kept:
+        if not prepared.laid.is_guess:
             controller.note_chunk(
                 rung,
                 prepared.laid.literal,

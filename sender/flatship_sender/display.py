@@ -225,6 +225,8 @@ def log_line(disk: DiskProgress, meters: figures.DiskMeters) -> str:
         facts.append(f"{format_size(disk.skipped)} skipped")
     if disk.changed:
         facts.append(figures.changed(disk.changed, disk.kept))
+    if disk.known:
+        facts.append(figures.known(disk.known))
     if (eta := meters.eta(disk)) is not None:
         facts.append(f"{format_duration(eta)} left")
     if disk.state in FINAL_STATES and disk.seconds:

@@ -127,6 +127,8 @@ def total(progress: TransferProgress, meters: TransferMeters) -> str:
         facts.append(f"{format_duration(eta)} left")
     if altered := sum(disk.changed for disk in progress.disks):
         facts.append(changed(altered, sum(disk.kept for disk in progress.disks)))
+    if copied := sum(disk.known for disk in progress.disks):
+        facts.append(known(copied))
     return f"total: {', '.join(facts)}"
 
 
@@ -192,6 +194,11 @@ def changed(size: int, kept: int) -> str:
         return f"changed since the interrupted run: {format_size(size)}, sent again"
     pages = format_size(max(0, size - kept))
     return f"changed since the earlier run: {pages} in pages of {format_size(size)} in chunks"
+
+
+def known(size: int) -> str:
+    """What to say of ``size`` bytes that the receiver copies from what it was sent before."""
+    return f"known to the receiver: {format_size(size)}, not sent"
 
 
 def stall(progress: TransferProgress, now: float) -> str | None:

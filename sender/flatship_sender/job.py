@@ -5,7 +5,7 @@ from typing import Final
 
 from flatship_protocol.errors import ErrorCode, TransferError
 from flatship_protocol.messages import OpenDisk
-from flatship_sender.page_index import PageIndex
+from flatship_sender.disk_memory import DiskMemory
 from flatship_sender.progress import DiskProgress
 from flatship_sender.sources.base import BlockSource
 
@@ -48,13 +48,13 @@ class Defect(TransferError):
 class Job:
     """One disk to send: what is read, and what OPEN_DISK says of the target.
 
-    ``index`` is what is known of its pages from an earlier pass, or will be for a later one.
+    ``memory`` is what is known of its pages from an earlier pass, or will be for a later one.
     """
 
     source: BlockSource
     opening: OpenDisk
     progress: DiskProgress
-    index: PageIndex | None = None
+    memory: DiskMemory | None = None
 
     def again(self) -> "Job":
         """The same for another session, after one was lost: it may have been all but over."""

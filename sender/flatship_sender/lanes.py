@@ -163,6 +163,12 @@ class Turn:
         self._connection: Connection | None = None
         self._sent = False
 
+    @property
+    def connection(self) -> Connection:
+        """Where the chunk will go, within the context."""
+        assert self._connection is not None
+        return self._connection
+
     async def __aenter__(self) -> Self:
         lane, asked = self._lane, time.monotonic()
         lane.waiting += 1
@@ -218,8 +224,7 @@ class Turn:
         From here on the next one may be coded: it relies on this one, whose record is
         the next of the connection, or the connection's last.
         """
-        assert self._connection is not None
-        connection, self._sent = self._connection, True
+        connection, self._sent = self.connection, True
         self._lane._coding.release()
         sealed_before = connection.seal_seconds
         size = await connection.send(self.prepared.message)

@@ -119,7 +119,7 @@ class _Totals:
 
     read: int = 0
     skipped: Counter[str] = field(
-        default_factory=lambda: Counter(hole=0, zero=0, unchanged=0, kept=0)
+        default_factory=lambda: Counter(hole=0, zero=0, unchanged=0, kept=0, known=0)
     )
     literal: Counter[str] = field(default_factory=Counter)
     payload: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -141,6 +141,7 @@ class _Totals:
             self.skipped["zero"] += disk.skipped_zero
             self.skipped["unchanged"] += disk.held
             self.skipped["kept"] += disk.kept
+            self.skipped["known"] += disk.known
             self.wanted[receiver] += disk.wanted
             self.literal[receiver] += disk.literal
             self.stages.update(disk.stage_seconds)

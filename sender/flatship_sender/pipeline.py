@@ -42,6 +42,7 @@ from flatship_sender.progress import (
     TransferProgress,
     TransferState,
 )
+from flatship_sender.references import References
 from flatship_sender.sharing import Precedence, Sharing
 from flatship_sender.stalls import Stall, Stalls, is_lost
 from flatship_sender.turns import Turns
@@ -89,6 +90,8 @@ class Transfer:
         self.frames = FramePool(FRAMES)
         self.resumes = False  # the receiver says what it holds
         self.deltas = False  # and can keep pages of it
+        self.knows = False  # or copy pages from elsewhere
+        self.references = References()
         self.lanes: Lanes | None = None  # where chunks are coded as streams, if that was agreed on
         self.link = Occupied()  # while it holds a chunk up
         self._sharing = Sharing(precedence)
@@ -130,6 +133,7 @@ class Transfer:
                 self.session.credit = hello.credit
                 self.resumes = Capability.RESUME in hello.capabilities
                 self.deltas = Capability.DELTA in hello.capabilities
+                self.knows = Capability.KNOWN in hello.capabilities
                 await client.widen(min(connections, usable(hello.connections)))
                 if Capability.HISTORY in hello.capabilities:
                     self.lanes = Lanes(

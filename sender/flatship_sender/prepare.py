@@ -7,15 +7,17 @@ from typing import Final
 
 from flatship_protocol.codec import Compressor, HistoryEncoder
 from flatship_protocol.connection import MESSAGE_START, PAGE
-from flatship_protocol.constants import CHUNK_SIZE
+from flatship_protocol.constants import CHUNK_SIZE, PAGE_SIZE
 from flatship_protocol.digest import chunk_digest
-from flatship_protocol.messages import Chunk, Codec, Segment, frame_chunk
+from flatship_protocol.messages import Chunk, Codec, Segment, SegmentKind, frame_chunk
+from flatship_sender.copies import Copies, Copy
 from flatship_sender.fingerprints import FINGERPRINT_SIZE, changed_pages
-from flatship_sender.layout import gather, patch, whole
+from flatship_sender.layout import anchors, gather, page_kinds, segments, whole
 from flatship_sender.page_index import PageIndex
+from flatship_sender.page_slots import Slot
 from flatship_sender.plan import ReadChunk
 from flatship_sender.sources.base import BlockSource
-from flatship_sender.zeros import is_zero
+from flatship_sender.zeros import is_zero, zero_runs
 
 WORTH_KEEPING: Final = 0.25  # a smaller share of pages is not worth a read at the receiver
 WORTH_COMPRESSING: Final = 0.95  # a larger payload than this share of the literals goes raw
@@ -36,8 +38,10 @@ class Laid:
         held: The receiver has these very bytes, and it need not be sent.
         segments: As CHUNK has them.
         literal: Bytes of the literal runs.
-        kept: Bytes that the receiver is to take from what it has.
-        pages: Fingerprints for the page index, where one is kept.
+        kept: Bytes that the receiver is to leave as they are.
+        known: Bytes that it is to copy from elsewhere.
+        copies: Where they are.
+        slot: What the page index is to remember of the chunk, where one is kept.
         read_seconds: A worker's time for the read.
         digest_seconds: And for all that followed.
     """
@@ -50,7 +54,19 @@ class Laid:
     segments: tuple[Segment, ...] = ()
     literal: int = 0
     kept: int = 0
-    pages: bytes | None = None
+    known: int = 0
+    copies: tuple[Copy, ...] = ()
+    slot: Slot | None = None
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether the receiver may find that it has not what it is to have."""
+        return bool(self.kept or self.known)
+
+    @property
+    def sources(self) -> set[bytes]:
+        """The images that it copies from."""
+        return {copy.found.image for copy in self.copies}
 
     @property
     def travels(self) -> bool:
@@ -82,12 +98,14 @@ class Earlier:
     """What is known of an earlier pass over a chunk.
 
     ``digest`` is what the receiver says it holds in its place, if anything. With ``remember``
-    the index is to know the pages of every chunk, for a pass that follows this one.
+    the index is to know the pages of every chunk, for what follows: another pass, or another
+    disk. ``copies`` finds what the receiver has elsewhere, where that is to be looked for.
     """
 
     digest: bytes | None = None
     index: PageIndex | None = None
     remember: bool = False
+    copies: Copies | None = None
 
 
 _NOTHING: Final = Earlier()
@@ -139,17 +157,19 @@ def lay_out(
     if digest == earlier.digest:
         _remember_held(work, data, earlier)
         return Laid(work, digest, read - started, time.perf_counter() - read, held=True)
-    segments, pages = _changed_segments(work, data, earlier)
-    literal, kept = gather(data, segments)
+    made, copies, slot = _laid_segments(work, data, digest, earlier)
+    sizes = gather(data, made)
     return Laid(
         work,
         digest,
         read - started,
         time.perf_counter() - read,
-        segments=segments,
-        literal=literal,
-        kept=kept,
-        pages=pages,
+        segments=made,
+        literal=sizes.get(SegmentKind.LITERAL, 0),
+        kept=sizes.get(SegmentKind.KEEP, 0),
+        known=sizes.get(SegmentKind.COPY, 0),
+        copies=copies,
+        slot=slot,
     )
 
 
@@ -238,30 +258,38 @@ def _remember_held(work: ReadChunk, data: memoryview, earlier: Earlier) -> None:
     if index is None or digest is None or not earlier.remember:
         return
     if index.recall(number, digest) is None:
-        index.record(number, digest, index.fingerprints(data))
+        pages, zeros = index.fingerprints(data), zero_runs(data)
+        kinds = page_kinds(len(pages) // FINGERPRINT_SIZE, zeros, None)
+        index.record(number, Slot(digest, pages, anchors(kinds, (), zeros, 0)))
 
 
-def _changed_segments(
-    work: ReadChunk, data: memoryview, earlier: Earlier
-) -> tuple[tuple[Segment, ...], bytes | None]:
-    """The segments of a chunk that is sent, and fingerprints of its pages, if they were taken.
+def _laid_segments(
+    work: ReadChunk, data: memoryview, digest: bytes, earlier: Earlier
+) -> tuple[tuple[Segment, ...], tuple[Copy, ...], Slot | None]:
+    """The segments of a chunk that is sent, its copies, and what is to be remembered of it.
 
-    They are taken only where they are of use: this chunk was sent before, or will be.
+    Fingerprints are taken only where they are of use: this chunk was sent before, or will be.
     """
     index, before = earlier.index, None
+    chunk = work.offset // CHUNK_SIZE
     if index is not None and earlier.digest is not None:
-        before = index.recall(work.offset // CHUNK_SIZE, earlier.digest)
+        before = index.recall(chunk, earlier.digest)
     if index is None or (before is None and not earlier.remember):
-        return whole(data), None
-    pages = index.fingerprints(data)
-    if before is None:
-        return whole(data), pages
-    changed = changed_pages(before, pages)
+        return whole(data), (), None
+    pages, zeros = index.fingerprints(data), zero_runs(data)
     count = len(pages) // FINGERPRINT_SIZE
+    changed = None if before is None else changed_pages(before.pages, pages)
     # None: the digests differ, and yet no page does. Then the fingerprints are of no use.
-    if not changed or count - len(changed) < count * WORTH_KEEPING:
-        return whole(data), pages
-    return patch(data, changed), pages
+    if changed is not None and (not changed or count - len(changed) < count * WORTH_KEEPING):
+        changed = None
+    kinds = page_kinds(count, zeros, changed)
+    copies: tuple[Copy, ...] = ()
+    if earlier.copies is not None:
+        free = [kind is SegmentKind.LITERAL for kind in kinds]
+        free[-1] &= len(data) % PAGE_SIZE == 0  # a short page is never copied
+        copies = earlier.copies.find(pages, free, chunk)
+    anchored = anchors(kinds, copies, zeros, 0 if before is None else before.anchors)
+    return segments(kinds, copies), copies, Slot(digest, pages, anchored)
 
 
 def _compressor() -> Compressor:

@@ -51,6 +51,8 @@ class DiskProgress:
     they are sent again, as data or as zeros. Those of all sessions of the command.
     ``kept`` are bytes of pages in those of them that were sent as data, and that need not have
     crossed the wire: they are as the receiver holds them. They are part of ``sent``.
+    ``known`` are bytes of pages that the receiver has elsewhere, and was told to copy. They are
+    part of ``sent``, too.
     ``wanted`` counts chunks that the receiver wanted whole after all.
     ``wire`` counts whole records, headers and tags included.
     ``resent`` is how much of ``sent`` went into sessions that were lost before it was
@@ -74,6 +76,7 @@ class DiskProgress:
     held: int = 0
     changed: int = 0
     kept: int = 0
+    known: int = 0
     wanted: int = 0
     resent: int = 0
     acked_before: int = 0  # in sessions that were lost
@@ -103,7 +106,7 @@ class DiskProgress:
     @property
     def literal(self) -> int:
         """Bytes of the disk that crossed the wire, or would have without compression."""
-        return self.sent - self.kept
+        return self.sent - self.kept - self.known
 
     @property
     def remaining(self) -> int:

@@ -31,8 +31,9 @@ class Bytes(msgspec.Struct, frozen=True, kw_only=True):
 
     ``held`` was at the receiver before the last session began. ``changed`` was there too, but
     is another in the source now, and was sent again; ``kept`` is that part of it, and of ``sent``,
-    that did not cross the wire: pages that are as they were. ``resent`` is that part of ``sent``
-    which was lost with a session before it was acknowledged.
+    that did not cross the wire: pages that are as they were. ``known`` is the part of ``sent`` that
+    did not because the receiver has it elsewhere. ``resent`` is that part of ``sent`` which was
+    lost with a session before it was acknowledged.
     """
 
     read: int
@@ -40,6 +41,7 @@ class Bytes(msgspec.Struct, frozen=True, kw_only=True):
     held: int
     changed: int
     kept: int
+    known: int
     sent: int
     resent: int
     payload: dict[str, int]
@@ -64,7 +66,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 class DiskResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one disk.
 
-    ``ratio`` is ``sent`` without ``kept`` to all of ``payload``, null if nothing was sent.
+    ``ratio`` is ``sent`` without ``kept`` and ``known`` to all of ``payload``, null if nothing was
+    sent.
     ``root`` is the root digest in hexadecimal, null before the end of the pass.
     """
 
@@ -153,6 +156,11 @@ def render_table(result: SendResult) -> str:
         for disk in result.disks
         if disk.bytes.changed
     ]
+    lines += [
+        f"{printable(disk.target)}: {figures.known(disk.bytes.known)}"
+        for disk in result.disks
+        if disk.bytes.known
+    ]
     if result.downtime is not None and result.downtime.exposed is not None:
         lines.append(downtime_line(result.downtime))
     if result.reconnections:
@@ -219,6 +227,7 @@ def _bytes(disks: Sequence[DiskProgress], wire: int) -> Bytes:
         held=sum(disk.held for disk in disks),
         changed=sum(disk.changed for disk in disks),
         kept=sum(disk.kept for disk in disks),
+        known=sum(disk.known for disk in disks),
         sent=sum(disk.sent for disk in disks),
         resent=sum(disk.resent for disk in disks),
         payload=_summed(disk.payload for disk in disks),
@@ -267,7 +276,7 @@ def _figures(
 ) -> tuple[str, str, str, str, str]:
     return (
         format_size(size),
-        format_size(counts.sent - counts.kept),
+        format_size(counts.sent - counts.kept - counts.known),
         format_size(counts.wire),
         figures.format_ratio(ratio),
         format_duration(seconds.total) if seconds.total else figures.UNKNOWN,

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from flatship_protocol.constants import CHUNK_SIZE
 from flatship_protocol.digest import Manifest
 from flatship_sender.page_index import PageIndex
+from flatship_sender.page_slots import Slot
 from flatship_sender.plan import ReadChunk
 from flatship_sender.prepare import Laid
 
@@ -21,22 +22,22 @@ class Unanswered:
     Args:
         size: Bytes of the disk.
         manifest: Gets the digest of each chunk once it is certain.
-        index: Gets the pages of each chunk once the receiver has it.
     """
 
-    def __init__(self, size: int, manifest: Manifest, index: PageIndex | None) -> None:
+    def __init__(self, size: int, manifest: Manifest) -> None:
         self._size = size
         self._manifest = manifest
-        self._index = index
-        self._pages: dict[int, tuple[bytes, bytes]] = {}  # offset: digest, fingerprints
-        self._patches: dict[int, tuple[bytes, int]] = {}  # offset: digest, bytes kept
+        self.index: PageIndex | None = None
+        """Gets the pages of each chunk once the receiver has it."""
+        self._slots: dict[int, Slot] = {}  # by offset
+        self._guesses: dict[int, Laid] = {}  # by offset; the receiver may yet want them whole
         self._wanted: deque[ReadChunk] = deque()
         self._whole: set[int] = set()
 
     @property
     def uncertain(self) -> bool:
         """Whether the receiver may yet want a chunk whole."""
-        return bool(self._patches)
+        return bool(self._guesses)
 
     @property
     def wanted(self) -> bool:
@@ -48,38 +49,47 @@ class Unanswered:
         return self._wanted.popleft()
 
     def must_be_whole(self, offset: int) -> bool:
-        """Whether the receiver can keep nothing of a chunk."""
+        """Whether the receiver has nothing of a chunk."""
         return offset in self._whole
 
     def sent(self, laid: Laid) -> None:
         """A chunk goes out."""
         assert laid.digest is not None
-        if laid.pages is not None:
-            self._pages[laid.work.offset] = (laid.digest, laid.pages)
-        if laid.kept:
-            self._patches[laid.work.offset] = (laid.digest, laid.kept)
+        offset = laid.work.offset
+        if laid.slot is not None:
+            self._slots[offset] = laid.slot
+        if laid.is_guess:
+            self._guesses[offset] = laid
         else:
-            self._manifest.set_chunk(laid.work.offset // CHUNK_SIZE, laid.digest)
+            self._manifest.set_chunk(offset // CHUNK_SIZE, laid.digest)
 
-    def stored(self, offsets: Iterable[int]) -> None:
-        """Chunks are on the receiver's stable storage, as they were sent."""
-        for offset in offsets:
-            number = offset // CHUNK_SIZE
-            if offset in self._patches:
-                self._manifest.set_chunk(number, self._patches.pop(offset)[0])
-            if offset in self._pages and self._index is not None:
-                self._index.note(number, *self._pages.pop(offset))
-
-    def take_back(self, offset: int, length: int) -> list[int]:
-        """The receiver wants what it was to keep a part of: it goes whole.
+    def stored(self, offsets: Iterable[int]) -> list[Laid]:
+        """Chunks are on the receiver's stable storage, as they were sent.
 
         Returns:
-            For each chunk in that range, how many bytes it was to keep.
+            Those of them that it put together from what it had.
         """
-        kept = []
-        for start in [each for each in self._patches if offset <= each < offset + length]:
-            kept.append(self._patches.pop(start)[1])
-            self._pages.pop(start, None)
+        guessed = []
+        for offset in offsets:
+            number = offset // CHUNK_SIZE
+            if offset in self._guesses:
+                guessed.append(laid := self._guesses.pop(offset))
+                assert laid.digest is not None
+                self._manifest.set_chunk(number, laid.digest)
+            if offset in self._slots and self.index is not None:
+                self.index.note(number, self._slots.pop(offset))
+        return guessed
+
+    def take_back(self, offset: int, length: int) -> list[Laid]:
+        """The receiver wants what it was to have a part of: it goes whole.
+
+        Returns:
+            The chunks in that range, as they were sent.
+        """
+        taken = []
+        for start in [each for each in self._guesses if offset <= each < offset + length]:
+            taken.append(self._guesses.pop(start))
+            self._slots.pop(start, None)
             self._whole.add(start)
             self._wanted.append(ReadChunk(start, min(CHUNK_SIZE, self._size - start)))
-        return kept
+        return taken

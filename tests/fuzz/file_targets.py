@@ -13,6 +13,7 @@ from flatship_receiver.datastores.local_image import _NAME_OF_IMAGE, image_named
 from flatship_receiver.invitations import Invitations, StoredInvitation
 from flatship_sender.claims import _last
 from flatship_sender.page_index import PageIndex
+from flatship_sender.page_slots import Heading, Slot
 from flatship_sender.receivers import Receiver, Receivers
 from flatship_service.errors import ConfigError, OperatorError
 from fuzz.scratch import scratch_folder
@@ -56,7 +57,7 @@ def read_invitation(data: bytes) -> None:
         assert msgspec.json.decode(msgspec.json.encode(found), type=StoredInvitation) == found
 
 
-INDEXED: Final = {number: (bytes([number]) * 32, bytes([number]) * 2048) for number in range(3)}
+INDEXED: Final = {n: Slot(bytes([n]) * 32, bytes([n]) * 1536, anchors=n) for n in range(3)}
 
 
 class Forgotten(Exception):
@@ -64,16 +65,16 @@ class Forgotten(Exception):
 
 
 def _page_index() -> PageIndex:
-    path, size = FOLDER / "pages.index", len(INDEXED) << 20
-    index = PageIndex.open(path, size, bytes(32), bytes(32), 1 << 30, make=True)
+    heading = Heading(bytes(16), bytes(16), bytes(16), len(INDEXED) << 20)
+    index = PageIndex.open(FOLDER / "pages.index", heading, bytes(32), lambda: 1 << 30)
     assert index is not None
     return index
 
 
 def _page_index_seeds() -> tuple[bytes, ...]:
     index = _page_index()
-    for number, (digest, pages) in INDEXED.items():
-        index.record(number, digest, pages)
+    for number, slot in INDEXED.items():
+        index.record(number, slot)
     index.close()
     whole = (FOLDER / "pages.index").read_bytes()
     return whole, whole + bytes(9), whole[: len(whole) // 2]
@@ -88,12 +89,12 @@ def read_page_index(data: bytes) -> None:
     _put("pages.index", data)
     index = _page_index()
     try:
-        known = [index.recall(number, digest) for number, (digest, _) in INDEXED.items()]
-        recorded = [pages for _, pages in INDEXED.values()]
-        assert all(found in (None, pages) for found, pages in zip(known, recorded, strict=True))
-        assert index.recall(1, INDEXED[2][0]) is None
-        index.record(1, *INDEXED[1])
-        assert index.recall(1, INDEXED[1][0]) == INDEXED[1][1]
+        known = [index.read(number) for number in INDEXED]
+        for found, slot in zip(known, INDEXED.values(), strict=True):
+            assert found in (None, slot)
+        assert index.recall(1, INDEXED[2].digest) is None
+        index.record(1, INDEXED[1])
+        assert index.recall(1, INDEXED[1].digest) == INDEXED[1]
         if None in known:
             raise Forgotten
     finally:

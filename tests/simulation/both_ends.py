@@ -35,12 +35,12 @@ from flatship_receiver.sessions import Sessions
 from flatship_sender.claims import claim
 from flatship_sender.client import Client, Credentials, SessionName
 from flatship_sender.compression import CompressionController
+from flatship_sender.disk_memory import DiskMemory
 from flatship_sender.incarnations import Incarnations
 from flatship_sender.job import Job
 from flatship_sender.observer import Unobserved
-from flatship_sender.page_index import PageIndex
 from flatship_sender.page_indexes import FOLDER as INDEX_FOLDER
-from flatship_sender.page_indexes import PageIndexes
+from flatship_sender.page_indexes import PageIndexes, Place
 from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import TransferProgress
 from flatship_sender.receivers import Receiver
@@ -236,8 +236,10 @@ async def command(
         hear: Told each message of the receiver once it has been taken.
     """
     with ExitStack() as opened:
+        indexes = PageIndexes(state)
+        opened.callback(indexes.close)
         await _command(
-            [_with_index(job, state, opened) for job in jobs],
+            [_with_memory(job, indexes, opened) for job in jobs],
             state,
             dial,
             begun,
@@ -248,26 +250,24 @@ async def command(
         )
 
 
-def _with_index(job: Job, state: Path, opened: ExitStack) -> Job:
-    """The job with its page index, as ``daemon`` opens it; a process that dies closes nothing."""
+def _with_memory(job: Job, indexes: PageIndexes, opened: ExitStack) -> Job:
+    """The job with what is known of its pages; a process that dies closes nothing."""
     opening = job.opening
-    index = PageIndexes(state).open(
-        (LAB.name, opening.vm, opening.name), opening.size, opening.source_id, make=opening.live
-    )
-    if index is not None:
-        opened.callback(_close, index)
-    return replace(job, index=index)
+    place = Place(LAB.public, opening.datastore, opening.vm, opening.name)
+    memory = DiskMemory(indexes, place, opening.size)
+    opened.callback(_close, memory)
+    return replace(job, memory=memory)
 
 
-def _close(index: PageIndex) -> None:
-    if is_dead():
-        index._noted.clear()  # what was not written yet
-    index.close()
+def _close(memory: DiskMemory) -> None:
+    if is_dead() and memory._index is not None:
+        memory._index._noted.clear()  # what was not written yet
+    memory.close()
 
 
 def spoil_indexes(state: Path, random: Random) -> None:
     """Leave of the sender's page indexes what a power loss may leave: some bytes are others."""
-    for path in sorted((state / INDEX_FOLDER).glob("*.index")):
+    for path in sorted((state / INDEX_FOLDER).glob("*.[ia]n*")):
         content = bytearray(path.read_bytes())
         for _ in range(random.randrange(4)):
             if content:

@@ -46,9 +46,9 @@ from flatship_receiver.reservations import Reservations
 from flatship_receiver.sessions import Caller, Sessions
 from flatship_sender.client import Client, Credentials, SessionName, connect
 from flatship_sender.compression import CompressionController, Policy
+from flatship_sender.disk_memory import DiskMemory
 from flatship_sender.job import FIRST_PASS, Job
 from flatship_sender.observer import Unobserved
-from flatship_sender.page_index import PageIndex
 from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import DiskProgress, TransferProgress
 from flatship_sender.receivers import Receiver
@@ -268,11 +268,12 @@ class World:
         replace: bool = False,
         in_doubt: bool = False,
         hear: Callable[[Message], Message] = lambda message: message,
-        index: PageIndex | None = None,
+        memories: Sequence[DiskMemory] = (),
     ) -> tuple[Transfer, Client]:
         """A sender with one disk a source: ``web``, ``web_1`` …
 
-        ``hear`` sees, and may change, what the receiver says. ``index`` is the first disk's.
+        ``hear`` sees, and may change, what the receiver says. ``memories`` are those of the first
+        disks.
         """
         jobs = [
             Job(
@@ -296,7 +297,7 @@ class World:
                     in_doubt=in_doubt,
                 ),
                 DiskProgress(source.name, f"web/{number}", source.size),
-                index if number == 0 else None,
+                memories[number] if number < len(memories) else None,
             )
             for number, source in enumerate(sources)
         ]

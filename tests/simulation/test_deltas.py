@@ -7,6 +7,7 @@ what crossed the wire is counted where it crossed it.
 import asyncio
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -20,13 +21,15 @@ from flatship_protocol.errors import DatastoreError, ErrorCode, TransferError
 from flatship_protocol.messages import Capability, Message, Want
 from flatship_receiver.datastores.memory import MemoryDisk
 from flatship_receiver.journal import Journal
+from flatship_sender.disk_memory import DiskMemory
 from flatship_sender.page_index import PageIndex
+from flatship_sender.page_indexes import FOLDER, PageIndexes, Place
+from flatship_sender.page_slots import Slot
 from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import TransferState
 from flatship_sender.sources.memory import MemorySource
 
 SIZE = 24 * MIB + 512
-SECRET = bytes(range(32))
 
 
 def data(seed: int = 1) -> bytes:
@@ -53,23 +56,21 @@ def scattered(disk: bytes, pages: int, seed: int = 1) -> tuple[bytes, int]:
 
 
 @contextmanager
-def index_of(folder: Path, source: MemorySource) -> Iterator[PageIndex]:
-    """The index as a command of its own opens it."""
-    index = PageIndex.open(
-        folder / "pages.index", source.size, source.identity, SECRET, 1 << 30, make=True
-    )
-    assert index is not None
-    with closing(index):
-        yield index
+def memory_of(folder: Path, source: MemorySource) -> Iterator[DiskMemory]:
+    """What is known of the disk, as a command of its own opens it."""
+    indexes = PageIndexes(folder)
+    memory = DiskMemory(indexes, Place(bytes(32), "", "web", "web"), source.size)
+    with closing(indexes), closing(memory):
+        yield memory
 
 
 async def passed(
     at: World, folder: Path, disk: bytes, epoch: int, *, live: bool = False, **options: object
 ) -> Transfer:
-    """One pass over a disk, by a command with the index in ``folder``."""
+    """One pass over a disk, by a command with the state in ``folder``."""
     source = MemorySource(disk)
-    with index_of(folder, source) as index:
-        return await send(at, source, epoch=epoch, live=live, index=index, **options)
+    with memory_of(folder, source) as memory:
+        return await send(at, source, epoch=epoch, live=live, memories=[memory], **options)
 
 
 def test_a_pass_after_a_live_one_sends_hardly_more_than_what_changed(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_a_pass_after_a_live_one_sends_hardly_more_than_what_changed(tmp_path: P
 
     run(scenario)
     assert published(store, "web") == padded(changed)
-    assert not (tmp_path / "pages.index").exists()
+    assert not list((tmp_path / FOLDER).glob("*.index"))
 
 
 def test_without_an_index_whole_chunks_are_sent(tmp_path: Path) -> None:
@@ -202,15 +203,17 @@ def test_an_index_that_lies_about_every_page_costs_bytes_and_nothing_else(
     changed, _ = scattered(data(), 200)
     lies = Random(5)
 
-    def lie(index: PageIndex, chunk: int, digest: bytes) -> bytes | None:
-        told = true(index, chunk, digest)
-        if told is None:
+    def lie(index: PageIndex, chunk: int, digest: bytes) -> Slot | None:
+        slot = true(index, chunk, digest)
+        if slot is None:
             return None
         # Of the pages that differ some pass for unchanged; now and then one that does not.
         now = index.fingerprints(memoryview(changed)[chunk * MIB : chunk * MIB + MIB])
-        return b"".join(
-            (now if lies.random() < 0.5 else told)[at : at + 8] for at in range(0, len(told), 8)
+        told = b"".join(
+            (now if lies.random() < 0.5 else slot.pages)[at : at + 6]
+            for at in range(0, len(now), 6)
         )
+        return replace(slot, pages=told)
 
     true = PageIndex.recall
 
@@ -254,8 +257,8 @@ def test_a_chunk_that_is_another_when_it_is_wanted_whole_is_the_one_that_counts(
             await at.receiving.wait()
             altered(store, 6 * MIB + 500_000)
             source = Busy(bytes(changed))
-            with index_of(tmp_path, source) as index:
-                done = await send(at, source, epoch=2, live=True, index=index)
+            with memory_of(tmp_path, source) as memory:
+                done = await send(at, source, epoch=2, live=True, memories=[memory])
             assert only(done).error is None
             assert (source.reads, only(done).wanted) == (2, 1)
             done = await passed(at, tmp_path, original, 3)
@@ -372,8 +375,8 @@ def test_a_session_that_is_lost_keeps_the_index_of_what_was_not_sent(tmp_path: P
         ) as at:
             await passed(at, tmp_path, data(), 1, live=True)
             source = MemorySource(changed)
-            with index_of(tmp_path, source) as index:
-                transfer, client = at.sending([source], epoch=2, index=index)
+            with memory_of(tmp_path, source) as memory:
+                transfer, client = at.sending([source], epoch=2, memories=[memory])
                 running = asyncio.create_task(transfer.run(client, 2))
                 await until(
                     lambda: (

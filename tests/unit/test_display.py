@@ -200,6 +200,14 @@ def test_bars_of_many_disks_leave_room_to_say_that_the_receiver_is_waited_for() 
     assert len(drawn(console(height=12), progress)) < 12
 
 
+def test_what_the_receiver_knew_is_told() -> None:
+    said = "known to the receiver: 3.0 MiB, not sent"
+    progress = transfer(disk(known=3 << 20))
+    assert said in "\n".join(drawn(console(200), progress))
+    progress.disks[0].known = 0
+    assert "known to" not in "\n".join(drawn(console(200), progress))
+
+
 @pytest.mark.parametrize("width", [20, 40, 55, 60, 70, 79, 80, 120, 200])
 def test_pictures_fit_the_terminal_at_any_width(width: int) -> None:
     progress = transfer(

@@ -7,7 +7,7 @@ import pytest
 from flatship_protocol.constants import CHUNK_SIZE, PAGE_SIZE
 from flatship_sender.fingerprints import FINGERPRINT_SIZE, changed_pages, fingerprints, runs
 
-KEY = bytes(range(32))
+KEY = bytes(range(64))
 DATA = Random(1).randbytes(CHUNK_SIZE)
 
 
@@ -41,7 +41,22 @@ def test_the_last_page_may_be_short(size: int) -> None:
 
 
 def test_another_key_gives_other_fingerprints_throughout() -> None:
-    assert len(changed_pages(of(DATA), of(DATA, bytes(32)))) == 256
+    assert len(changed_pages(of(DATA), of(DATA, bytes(64)))) == 256
+
+
+@pytest.mark.parametrize("part", [slice(0, 32), slice(32, 64)])
+def test_each_half_of_the_key_counts(part: slice) -> None:
+    other = bytearray(KEY)
+    other[part] = bytes(32)
+    assert len(changed_pages(of(DATA), of(DATA, bytes(other)))) == 256
+
+
+def test_fingerprints_do_not_add_up_as_hashes_do() -> None:
+    """Of the hash itself, pages that differ in the same way would have tags that do, too."""
+    pages = [bytearray(PAGE_SIZE) for _ in range(4)]
+    pages[1][7] = pages[2][99] = pages[3][7] = pages[3][99] = 1
+    none, one, other, both = (int.from_bytes(of(bytes(page))) for page in pages)
+    assert none ^ one ^ other ^ both != 0
 
 
 def test_pages_that_stand_elsewhere_keep_their_fingerprints() -> None:

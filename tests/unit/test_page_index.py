@@ -1,23 +1,26 @@
-"""A slot is what was recorded for that chunk with that content, or it is nothing."""
+"""A slot is what was recorded for that chunk of that image, or it is nothing."""
 
 import errno
 import fcntl
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from flatship_protocol.constants import CHUNK_SIZE
-from flatship_sender import page_index
-from flatship_sender.page_index import SLOT_SIZE, PageIndex
-from flatship_sender.page_indexes import FOLDER, PageIndexes
+from flatship_sender import page_slots
+from flatship_sender.page_index import PageIndex
+from flatship_sender.page_indexes import FOLDER, PageIndexes, Place
+from flatship_sender.page_slots import HEADER_SIZE, SLOT_SIZE, Heading, Slot, Slots
 
 SECRET = bytes(range(32))
-SOURCE = b"S" * 32
 SIZE = 40 * CHUNK_SIZE + 5 * 4096 + 512
-TARGET = ("store1", "web", "web_1")
+HEADING = Heading(b"S" * 16, b"T" * 16, b"I" * 16, SIZE, first=77)
+PLACE = Place(bytes(32), "ssd", "web", "web_1")
+IMAGE = bytes(range(16))
 
 
 def digest(number: int) -> bytes:
@@ -25,12 +28,17 @@ def digest(number: int) -> bytes:
 
 
 def pages(number: int, count: int = 256) -> bytes:
-    return Random(number).randbytes(8 * count)
+    return Random(number).randbytes(6 * count)
+
+
+def slot(number: int, count: int = 256) -> Slot:
+    return Slot(digest(number), pages(number, count), anchors=number << 200 | 5)
 
 
 def opened(path: Path, *, room: int = 1 << 30, **other: object) -> PageIndex:
-    said = {"size": SIZE, "source_id": SOURCE, "secret": SECRET, "room": room, "make": True}
-    index = PageIndex.open(path, **(said | other))  # type: ignore[arg-type]
+    secret = other.pop("secret", SECRET)
+    heading = replace(HEADING, **other)  # type: ignore[arg-type]
+    index = PageIndex.open(path, heading, secret, lambda: room)  # type: ignore[arg-type]
     assert index is not None
     return index
 
@@ -38,18 +46,18 @@ def opened(path: Path, *, room: int = 1 << 30, **other: object) -> PageIndex:
 def filled(path: Path, chunks: range = range(41)) -> None:
     index = opened(path)
     for number in chunks:
-        index.record(number, digest(number), pages(number, 6 if number == 40 else 256))
+        index.record(number, slot(number, 6 if number == 40 else 256))
     index.close()
 
 
 def known(path: Path, **other: object) -> set[int]:
     """The chunks of ``filled`` that are remembered; each as it was."""
     index = opened(path, **other)
-    found = {number: index.recall(number, digest(number)) for number in range(41)}
+    found = {number: index.read(number) for number in range(41)}
     index.close()
     remembered = {number: slot for number, slot in found.items() if slot is not None}
-    for number, slot in remembered.items():
-        assert slot == pages(number, 6 if number == 40 else 256)
+    for number, found_slot in remembered.items():
+        assert found_slot == slot(number, 6 if number == 40 else 256)
     return set(remembered)
 
 
@@ -63,17 +71,17 @@ def test_a_chunk_is_recalled_only_with_the_digest_it_was_recorded_with(tmp_path:
     index = opened(tmp_path / "x")
     assert index.recall(3, digest(4)) is None
     assert index.recall(4, digest(3)) is None
-    index.record(3, digest(99), pages(99))
+    index.record(3, slot(99))
     assert index.recall(3, digest(3)) is None
     assert index.recall(3, digest(99)) == pages(99)
 
 
 def test_what_is_noted_is_known_at_once_and_kept_when_the_index_is_closed(tmp_path: Path) -> None:
     index = opened(tmp_path / "x")
-    index.note(5, digest(5), pages(5))
-    assert os.path.getsize(tmp_path / "x") < SLOT_SIZE
+    index.note(5, slot(5))
+    assert os.path.getsize(tmp_path / "x") == HEADER_SIZE
     assert index.recall(5, digest(5)) == pages(5)
-    index.note(6, digest(6), pages(6))
+    index.note(6, slot(6))
     index.close()
     index.close()
     assert known(tmp_path / "x") == {5, 6}
@@ -84,10 +92,9 @@ def test_a_byte_that_was_damaged_costs_its_chunk_and_no_other(tmp_path: Path, se
     random = Random(seed)
     filled(tmp_path / "x")
     content = bytearray((tmp_path / "x").read_bytes())
-    header = len(content) - 40 * SLOT_SIZE - (SLOT_SIZE - 250 * 8)
     hit = random.sample(range(41), 5)
     for number in hit:
-        start = header + number * SLOT_SIZE
+        start = HEADER_SIZE + number * SLOT_SIZE
         content[random.randrange(start, min(start + SLOT_SIZE, len(content)))] ^= 0x40
     (tmp_path / "x").write_bytes(content)
     assert known(tmp_path / "x") == set(range(41)) - set(hit)
@@ -106,12 +113,13 @@ def test_a_slot_of_which_only_some_sectors_were_written_is_unknown(tmp_path: Pat
     filled(tmp_path / "x")
     before = (tmp_path / "x").read_bytes()
     index = opened(tmp_path / "x")
-    index.record(7, digest(7), pages(7))  # the same, sealed anew
+    index.record(7, slot(7))  # the same, sealed anew
     index.close()
     after = (tmp_path / "x").read_bytes()
     assert before != after
     torn = bytearray(before)
-    torn[8 * 2048 :] = after[8 * 2048 :]
+    middle = HEADER_SIZE + 7 * SLOT_SIZE + 512
+    torn[middle:] = after[middle:]
     (tmp_path / "x").write_bytes(torn)
     assert known(tmp_path / "x") == set(range(41)) - {7}
 
@@ -119,8 +127,9 @@ def test_a_slot_of_which_only_some_sectors_were_written_is_unknown(tmp_path: Pat
 def test_a_slot_of_another_chunk_is_none(tmp_path: Path) -> None:
     filled(tmp_path / "x")
     content = bytearray((tmp_path / "x").read_bytes())
-    header = len(content) - 40 * SLOT_SIZE - (SLOT_SIZE - 250 * 8)
-    first, second = (slice(header + n * SLOT_SIZE, header + (n + 1) * SLOT_SIZE) for n in (1, 2))
+    first, second = (
+        slice(HEADER_SIZE + n * SLOT_SIZE, HEADER_SIZE + (n + 1) * SLOT_SIZE) for n in (1, 2)
+    )
     content[first], content[second] = content[second], content[first]
     (tmp_path / "x").write_bytes(content)
     assert known(tmp_path / "x") == set(range(41)) - {1, 2}
@@ -128,10 +137,10 @@ def test_a_slot_of_another_chunk_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"size": SIZE + 512}, {"source_id": b"T" * 32}, {"secret": bytes(32)}],
-    ids=["size", "source", "key"],
+    [{"size": SIZE + 512}, {"image": b"J" * 16}, {"store": bytes(16)}, {"secret": bytes(32)}],
+    ids=["size", "image", "store", "key"],
 )
-def test_the_index_of_another_disk_or_key_is_begun_anew(
+def test_the_index_of_another_image_or_key_is_begun_anew(
     tmp_path: Path, other: dict[str, object]
 ) -> None:
     filled(tmp_path / "x")
@@ -141,18 +150,17 @@ def test_the_index_of_another_disk_or_key_is_begun_anew(
 
 def test_slots_under_the_header_of_another_disk_do_not_open(tmp_path: Path) -> None:
     filled(tmp_path / "x")
-    filled(tmp_path / "y", range(0))
-    other = opened(tmp_path / "z", source_id=b"T" * 32)
-    other.record(1, digest(1), pages(1))
+    other = opened(tmp_path / "z", image=b"J" * 16)
+    other.record(1, slot(1))
     other.close()
-    header = (tmp_path / "y").read_bytes()
+    header = (tmp_path / "x").read_bytes()[:HEADER_SIZE]
     (tmp_path / "z").write_bytes(header + (tmp_path / "z").read_bytes()[len(header) :])
     assert known(tmp_path / "z") == set()
 
 
 def test_a_newer_version_is_not_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(page_index, "VERSION", page_index.VERSION + 1)
+        newer.setattr(page_slots, "VERSION", page_slots.VERSION + 1)
         filled(tmp_path / "x")
     assert known(tmp_path / "x") == set()
 
@@ -165,32 +173,68 @@ def test_a_file_of_another_make_holds_nothing(tmp_path: Path, content: bytes) ->
 
 def test_a_page_is_not_to_be_recognised_in_the_file(tmp_path: Path) -> None:
     index = opened(tmp_path / "x")
-    same = pages(1)
-    index.record(0, digest(0), same)
-    index.record(1, digest(0), same)
+    same = Slot(digest(0), pages(1))
+    index.record(0, same)
+    index.record(1, same)
     index.close()
     content = (tmp_path / "x").read_bytes()
-    slots = content[-2 * SLOT_SIZE : -SLOT_SIZE], content[-SLOT_SIZE:]
-    assert not any(same[at : at + 8] in content for at in range(0, len(same), 8))
-    assert len({slot[at : at + 8] for slot in slots for at in range(0, 2048, 8)}) == 512
-
-
-def test_a_slot_takes_a_fifth_of_a_percent_of_its_chunk() -> None:
-    assert SLOT_SIZE <= 0.0025 * CHUNK_SIZE
+    assert len(content) == HEADER_SIZE + 2 * SLOT_SIZE
+    assert not any(same.pages[at : at + 6] in content for at in range(0, len(same.pages), 6))
+    first = content[HEADER_SIZE : HEADER_SIZE + SLOT_SIZE]
+    second = content[HEADER_SIZE + SLOT_SIZE :]
+    assert len({each[at : at + 8] for each in (first, second) for at in range(0, 1600, 8)}) == 400
 
 
 def test_two_processes_do_not_share_an_index(tmp_path: Path) -> None:
-    opened(tmp_path / "x")
-    assert PageIndex.open(tmp_path / "x", SIZE, SOURCE, SECRET, 0, make=True) is None
+    index = opened(tmp_path / "x")
+    assert PageIndex.open(tmp_path / "x", HEADING, SECRET, lambda: 0) is None
+    index.close()
+
+
+def test_others_may_read_what_is_being_written(tmp_path: Path) -> None:
+    index = opened(tmp_path / "x")
+    index.record(5, slot(5))
+    reader = Slots.open(tmp_path / "x", SECRET)
+    assert reader is not None
+    assert reader.heading == HEADING
+    assert 5 in reader.remembered()
+    assert [reader.read(number) for number in (4, 5, 6)] == [None, slot(5), None]
+    index.close()
+
+
+def test_the_numbers_of_an_image_stay_as_they_were_first(tmp_path: Path) -> None:
+    filled(tmp_path / "x")
+    index = opened(tmp_path / "x", first=4711)
+    assert index.heading.first == HEADING.first
+    assert index.read(3) == slot(3)
+    index.close()
+
+
+def test_what_is_looked_for_in_a_sparse_index_is_what_is_there(tmp_path: Path) -> None:
+    index = opened(tmp_path / "x", size=1 << 40)
+    for number in (0, 500_000, 1_000_000):
+        index.record(number, slot(number % 50))
+    reader = Slots.open(tmp_path / "x", SECRET)
+    assert reader is not None
+    found = list(reader.remembered())
+    assert len(found) < 100
+    assert [number for number in found if reader.read(number)] == [0, 500_000, 1_000_000]
+    index.close()
+
+
+def test_an_index_in_which_nothing_was_written_is_not_left_behind(tmp_path: Path) -> None:
+    opened(tmp_path / "x").close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_room_costs_what_does_not_fit(tmp_path: Path) -> None:
-    index = opened(tmp_path / "x", room=8 * 4096)
+    room = iter([8 * SLOT_SIZE, 2 * SLOT_SIZE, SLOT_SIZE - 1])
+    index = PageIndex.open(tmp_path / "x", HEADING, SECRET, lambda: next(room, 0))
+    assert index is not None
     for number in range(40):
-        index.record(number, digest(number), pages(number))
+        index.record(number, slot(number))
     index.close()
-    assert os.stat(tmp_path / "x").st_blocks * 512 <= 8 * 4096
-    assert 8 <= len(known(tmp_path / "x")) <= 16
+    assert known(tmp_path / "x") == set(range(10))
 
 
 @pytest.mark.parametrize("call", ["pread", "pwrite"])
@@ -203,19 +247,19 @@ def test_a_disk_that_fails_costs_the_index_and_nothing_else(
         raise OSError(errno.EIO, "input/output error")
 
     monkeypatch.setattr(os, call, fail)
-    index.record(1, digest(1), pages(1))
+    index.record(1, slot(1))
     assert index.recall(1, digest(1)) is None
-    index.record(2, digest(2), pages(2))
+    index.record(2, slot(2))
     index.close()
 
 
 def test_a_removed_index_is_gone_and_harmless(tmp_path: Path) -> None:
     index = opened(tmp_path / "x")
-    index.note(1, digest(1), pages(1))
+    index.note(1, slot(1))
     index.remove()
     index.remove()
     assert index.recall(1, digest(1)) is None
-    index.record(1, digest(1), pages(1))
+    index.record(1, slot(1))
     index.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -223,23 +267,52 @@ def test_a_removed_index_is_gone_and_harmless(tmp_path: Path) -> None:
 # The folder
 
 
-def in_folder(state: Path, limit: int = 1 << 30, **other: object) -> PageIndex | None:
-    said = {"target": TARGET, "size": SIZE, "source_id": SOURCE, "make": True}
-    return PageIndexes(state, limit).open(**(said | other))  # type: ignore[arg-type]
+def in_folder(
+    state: Path,
+    limit: int = 1 << 30,
+    *,
+    place: Place = PLACE,
+    image: bytes = IMAGE,
+    size: int = SIZE,
+    make: bool = True,
+) -> PageIndex | None:
+    return PageIndexes(state, limit).open(place, image, size, known=False, make=make)
 
 
-def test_a_disk_finds_its_own_index_again_and_no_other_does(tmp_path: Path) -> None:
-    index = in_folder(tmp_path)
+def kept(state: Path, **other: object) -> None:
+    """One chunk is remembered."""
+    index = in_folder(state, **other)  # type: ignore[arg-type]
     assert index is not None
-    index.record(1, digest(1), pages(1))
+    index.record(1, slot(1))
     index.close()
-    for target in (("store2", *TARGET[1:]), ("store1", "web", "web"), ("store1w", "eb", "web_1")):
-        other = in_folder(tmp_path, target=target)
-        assert other is not None
-        assert other.recall(1, digest(1)) is None
+
+
+def test_an_image_finds_its_own_index_again_and_no_other_does(tmp_path: Path) -> None:
+    kept(tmp_path)
+    other = in_folder(tmp_path, image=bytes(16))
+    assert other is not None
+    assert other.read(1) is None
+    other.close()
     again = in_folder(tmp_path, make=False)
     assert again is not None
-    assert again.recall(1, digest(1)) == pages(1)
+    assert again.read(1) == slot(1)
+    again.close()
+
+
+def test_no_two_images_have_a_number_in_common(tmp_path: Path) -> None:
+    taken: set[int] = set()
+    for image in range(5):
+        index = in_folder(tmp_path, image=bytes([image]) * 16)
+        assert index is not None
+        index.record(1, slot(1))
+        numbers = set(range(index.heading.first, index.heading.first + index.heading.chunks + 1))
+        assert not numbers & taken
+        taken |= numbers
+        index.close()
+        if image == 2:
+            (tmp_path / FOLDER / f"{bytes([1] * 16).hex()}.index").unlink()
+            taken -= set(range(42, 84))
+    assert len(taken) == max(taken) + 1
 
 
 def test_none_is_begun_unless_it_is_asked_for(tmp_path: Path) -> None:
@@ -254,18 +327,16 @@ def test_none_is_had_where_none_is_allowed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda key: key.write_bytes(b"no key")])
 def test_a_lost_key_costs_what_it_sealed(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
-    index = in_folder(tmp_path)
-    assert index is not None
-    index.record(1, digest(1), pages(1))
-    index.close()
+    kept(tmp_path)
     spoil(tmp_path / FOLDER / "key")
     index = in_folder(tmp_path)
     assert index is not None
-    assert index.recall(1, digest(1)) is None
+    assert index.read(1) is None
+    index.close()
 
 
 def test_nobody_else_may_read_it(tmp_path: Path) -> None:
-    assert in_folder(tmp_path) is not None
+    kept(tmp_path)
     folder = tmp_path / FOLDER
     assert folder.stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
@@ -275,21 +346,46 @@ def test_the_oldest_make_room_and_those_in_use_do_not(tmp_path: Path) -> None:
     names = ["oldest, in use", "old", "newer"]
     paths: dict[str, Path] = {}
     for age, name in enumerate(names):
-        before = set(tmp_path.glob("pages/*.index"))
-        index = in_folder(tmp_path, target=("store1", name, name))
+        index = in_folder(tmp_path, image=bytes([age]) * 16)
         assert index is not None
         for number in range(40):
-            index.record(number, digest(number), pages(number))
+            index.record(number, slot(number))
         index.close()
-        (paths[name],) = set(tmp_path.glob("pages/*.index")) - before
+        paths[name] = tmp_path / FOLDER / f"{(bytes([age]) * 16).hex()}.index"
         os.utime(paths[name], (1000 + age, 1000 + age))
     used = os.open(paths["oldest, in use"], os.O_RDWR)
     fcntl.flock(used, fcntl.LOCK_EX)
     one = paths["old"].stat().st_blocks * 512
-    index = in_folder(tmp_path, 3 * one + 41 * SLOT_SIZE // 2)
+    index = in_folder(tmp_path, 2 * one + (1 << 20) + one // 2)
     assert index is not None
+    assert all(path.exists() for path in paths.values())  # it needs no room yet
+    index.record(1, slot(1))
+    index.close()
     assert [name for name in names if paths[name].exists()] == ["oldest, in use", "newer"]
     os.close(used)
+
+
+def test_all_of_them_stay_within_the_limit(tmp_path: Path) -> None:
+    limit = 3 << 20
+    for image in range(8):
+        index = in_folder(tmp_path, limit, image=bytes([image]) * 16, size=2048 * CHUNK_SIZE)
+        assert index is not None
+        for number in range(600):
+            index.record(number, slot(number))
+        index.close()
+        files = (tmp_path / FOLDER).glob("*.index")
+        assert sum(path.stat().st_blocks * 512 for path in files) <= limit
+    assert len(list((tmp_path / FOLDER).glob("*.index"))) == 3
+
+
+def test_what_another_version_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr(page_slots, "VERSION", page_slots.VERSION + 1)
+        kept(tmp_path, image=bytes(16))
+    kept(tmp_path)
+    assert [path.stem for path in (tmp_path / FOLDER).glob("*.index")] == [IMAGE.hex()]
 
 
 def test_a_folder_that_cannot_be_made_costs_the_index_and_nothing_else(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from flatship_receiver.datastores.memory import MemoryDatastore
 from flatship_receiver.store import KeptDiffers, store
 from flatship_receiver.vmdk import Layout
 from flatship_sender.page_index import PageIndex
+from flatship_sender.page_slots import Heading, Slot
 from flatship_sender.plan import ReadChunk
 from flatship_sender.prepare import Address, Earlier, Laid, Prepared, prepare
 from flatship_sender.sources.memory import MemorySource
@@ -40,7 +41,8 @@ def index(tmp_path: Path) -> PageIndex:
 
 
 def new_index(folder: Path) -> PageIndex:
-    index = PageIndex.open(folder / "x", MIB, bytes(32), bytes(32), 1 << 30, make=True)
+    heading = Heading(bytes(16), bytes(16), bytes(16), MIB)
+    index = PageIndex.open(folder / "x", heading, bytes(32), lambda: 1 << 30)
     assert index is not None
     return index
 
@@ -70,7 +72,7 @@ def prepared(
 
 
 def remembered(data: bytes, index: PageIndex) -> None:
-    index.record(0, chunk_digest(data), index.fingerprints(memoryview(data)))
+    index.record(0, Slot(chunk_digest(data), index.fingerprints(memoryview(data))))
 
 
 def arrived(result: Prepared) -> Chunk:
@@ -163,7 +165,7 @@ def test_nothing_is_kept_of_what_is_not_held(index: PageIndex) -> None:
 def test_fingerprints_that_lie_are_found_out_by_the_receiver(index: PageIndex) -> None:
     after = edited(7, 9)
     lie = index.fingerprints(memoryview(edited(9)))  # page 9 passes for unchanged
-    index.record(0, chunk_digest(BEFORE), lie)
+    index.record(0, Slot(chunk_digest(BEFORE), lie))
     message = arrived(prepared(after, index, BEFORE))
     target = MemoryDatastore("ssd", 1 << 30).create(
         ImageRequest("web", "web", MIB, LAYOUT, replace=False)
@@ -176,7 +178,7 @@ def test_fingerprints_that_lie_are_found_out_by_the_receiver(index: PageIndex) -
 def test_fingerprints_that_tell_no_difference_where_there_is_one_are_not_used(
     index: PageIndex,
 ) -> None:
-    index.record(0, chunk_digest(BEFORE), index.fingerprints(memoryview(edited(7))))
+    index.record(0, Slot(chunk_digest(BEFORE), index.fingerprints(memoryview(edited(7)))))
     assert arrived(prepared(edited(7), index, BEFORE)).segments == ()
 
 
@@ -205,12 +207,16 @@ def test_pages_that_became_zeros_do_not_travel_and_zeros_that_were_there_are_kep
 def test_fingerprints_are_taken_where_a_pass_follows_and_where_one_went_before(
     index: PageIndex,
 ) -> None:
-    assert prepared(BEFORE, index, None).laid.pages is None
-    assert prepared(BEFORE, index, edited(1)).laid.pages is None
-    pages = prepared(BEFORE, index, None, remember=True).laid.pages
-    assert pages == index.fingerprints(memoryview(BEFORE))
+    assert prepared(BEFORE, index, None).laid.slot is None
+    assert prepared(BEFORE, index, edited(1)).laid.slot is None
+    slot = prepared(BEFORE, index, None, remember=True).laid.slot
+    assert slot is not None
+    assert (slot.digest, slot.pages) == (
+        chunk_digest(BEFORE),
+        index.fingerprints(memoryview(BEFORE)),
+    )
     remembered(BEFORE, index)
-    assert prepared(edited(3), index, BEFORE).laid.pages is not None
+    assert prepared(edited(3), index, BEFORE).laid.slot is not None
 
 
 def test_a_chunk_that_is_held_is_remembered_for_the_pass_that_follows(index: PageIndex) -> None:
@@ -218,4 +224,6 @@ def test_a_chunk_that_is_held_is_remembered_for_the_pass_that_follows(index: Pag
     assert laid.held
     assert index.recall(0, chunk_digest(BEFORE)) is None
     tried(BEFORE, index, BEFORE, remember=True)
-    assert index.recall(0, chunk_digest(BEFORE)) == index.fingerprints(memoryview(BEFORE))
+    slot = index.recall(0, chunk_digest(BEFORE))
+    assert slot is not None
+    assert slot.pages == index.fingerprints(memoryview(BEFORE))

@@ -73,6 +73,7 @@ def test_json_of_a_published_disk_has_every_promised_field() -> None:
             "held": 2 * GIB,
             "changed": 0,
             "kept": 0,
+            "known": 0,
             "sent": 60 * GIB,
             "resent": GIB,
             "payload": {"raw": 5 * GIB, "zstd": 15 * GIB},
@@ -120,6 +121,22 @@ def test_what_changed_since_an_interrupted_run_is_told_and_summed() -> None:
     lines = render_table(result).splitlines()
     assert [line for line in lines if "changed" in line] == [
         "web01: changed since the interrupted run: 3.0 MiB, sent again"
+    ]
+
+
+def test_pages_that_the_receiver_knew_are_told_and_summed() -> None:
+    disk, same = published_disk(), published_disk()
+    before = from_progress(transfer(same)).disks[0]
+    disk.known = 12 << 10
+    result = from_progress(transfer(disk, same))
+    assert (result.disks[0].bytes.known, result.totals.bytes.known) == (12 << 10, 12 << 10)
+    assert result.disks[0].bytes.sent == before.bytes.sent
+    assert result.disks[0].ratio is not None
+    assert before.ratio is not None
+    assert result.disks[0].ratio <= before.ratio  # what was known is no merit of compression
+    lines = render_table(result).splitlines()
+    assert [line for line in lines if "known" in line] == [
+        "web01: known to the receiver: 12.0 KiB, not sent"
     ]
 
 
