@@ -90,20 +90,17 @@ class Anchors:
             os.close(descriptor)
 
     @classmethod
-    def make(cls, path: Path, key_id: bytes, anchors: int, room: int) -> Self | None:
+    def make(cls, path: Path, key_id: bytes, anchors: int) -> Self | None:
         """Put an empty table in the place of what is there.
 
         Args:
             anchors: For how many there is to be room.
-            room: Bytes that it may take.
 
         Returns:
-            None if the file cannot be written, or not be so large.
+            None if the file cannot be written.
         """
-        buckets = max(_FEWEST, int(anchors * HEADROOM / FULL / CELLS) + 1)
-        size = _HEADER_SIZE + buckets * _BUCKET.itemsize
-        if size > room:
-            return None
+        buckets = _buckets_for(anchors)
+        size = table_size(anchors)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -205,9 +202,18 @@ class Anchors:
             self._mapping.madvise(mmap.MADV_DONTNEED)
 
 
+def table_size(anchors: int) -> int:
+    """Bytes of a table that is made for so many anchors."""
+    return _HEADER_SIZE + _buckets_for(anchors) * _BUCKET.itemsize
+
+
 def anchored(numbers: Numbers, anchors: int) -> Numbers:
     """Those of a chunk's fingerprints whose bit is set in ``anchors``."""
     size = -(-len(numbers) // 8)
     flags = np.frombuffer(anchors.to_bytes(32, "little")[:size], np.uint8)
     chosen: Numbers = numbers[np.unpackbits(flags, count=len(numbers), bitorder="little") > 0]
     return chosen
+
+
+def _buckets_for(anchors: int) -> int:
+    return max(_FEWEST, int(anchors * HEADROOM / FULL / CELLS) + 1)

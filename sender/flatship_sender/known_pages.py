@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatship_protocol.constants import CHUNK_SIZE, PAGE_SIZE
-from flatship_sender.anchors import MAX_NUMBER, Anchors, Numbers, anchored, as_numbers
+from flatship_sender.anchors import MAX_NUMBER, Anchors, Numbers, anchored, as_numbers, table_size
 from flatship_sender.page_index import PageIndex
 from flatship_sender.page_slots import Slot, Slots, derived
 
@@ -59,7 +59,7 @@ class KnownPages:
         images: The indexes that there are.
         secret: 32 bytes that seal them.
         zero_page: The fingerprint of a page of zeros.
-        room: Says how many bytes the table may take.
+        room: Says how many bytes of so many a table may take.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class KnownPages:
         images: Iterable[Slots],
         secret: bytes,
         zero_page: bytes,
-        room: Callable[[], int],
+        room: Callable[[int], int],
     ) -> None:
         self._path = path
         self._key_id = derived("flatship/1 page index key", secret)[:8]
@@ -242,7 +242,9 @@ class KnownPages:
         try:
             with self._turn:
                 images, self._late = list(self._images.values()), []
-            table = Anchors.make(self._path, self._key_id, anchors, self._room())
+            size = table_size(anchors)
+            fits = self._room(size) >= size
+            table = Anchors.make(self._path, self._key_id, anchors) if fits else None
             if table is None:
                 self._may_grow = False  # the next command may find room
                 return

@@ -149,7 +149,7 @@ class PageIndexes:
                     each for each in self._read_all(secret) if each.heading.store == place.store
                 ]
                 known = KnownPages(
-                    path, images, secret, zero_page, lambda: self._grant(path, self._limit)
+                    path, images, secret, zero_page, lambda size: self._grant(path, size)
                 )
                 self._known[place.store] = known
             return known

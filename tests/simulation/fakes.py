@@ -269,6 +269,7 @@ class World:
         in_doubt: bool = False,
         hear: Callable[[Message], Message] = lambda message: message,
         memories: Sequence[DiskMemory] = (),
+        vm: str = "web",
     ) -> tuple[Transfer, Client]:
         """A sender with one disk a source: ``web``, ``web_1`` …
 
@@ -289,7 +290,7 @@ class World:
                     adapter=Adapter.LSILOGIC,
                     hardware_version=21,
                     datastore="",
-                    vm="web",
+                    vm=vm,
                     name="web" if number == 0 else f"web_{number}",
                     replace=replace,
                     live=live,

@@ -91,7 +91,7 @@ def test_a_pass_after_a_live_one_sends_hardly_more_than_what_changed(tmp_path: P
 
     run(scenario)
     assert published(store, "web") == padded(changed)
-    assert not list((tmp_path / FOLDER).glob("*.index"))
+    assert len(list((tmp_path / FOLDER).glob("*.index"))) == 1  # others may copy from it
 
 
 def test_without_an_index_whole_chunks_are_sent(tmp_path: Path) -> None:

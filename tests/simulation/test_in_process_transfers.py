@@ -76,8 +76,8 @@ def content(seed: int, size: int) -> bytes:
     return bytes(data[:size])
 
 
-def published(store: FaultyDatastore, name: str) -> bytes:
-    disk = store.memory.disks["web", name]
+def published(store: FaultyDatastore, name: str, vm: str = "web") -> bytes:
+    disk = store.memory.disks[vm, name]
     return disk.content.read(0, disk.content.capacity)
 
 

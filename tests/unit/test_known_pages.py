@@ -408,6 +408,15 @@ def test_the_oldest_image_goes_in_the_middle_of_a_transfer_and_is_not_missed(
     indexes.close()
 
 
+def test_a_table_that_grows_takes_no_more_room_than_it_needs(tmp_path: Path) -> None:
+    for number in range(4):
+        with disks(tmp_path, number + 1) as made:
+            for chunk in range(16):
+                first = (number * 16 + chunk) * PAGES
+                made[-1].keep(chunk, range(first, first + PAGES))
+    assert len(list((tmp_path / FOLDER).glob("*.index"))) == 4
+
+
 def test_two_commands_write_to_one_table(tmp_path: Path) -> None:
     ours, theirs = PageIndexes(tmp_path), PageIndexes(tmp_path)
     first, second = Disk(ours, 0), Disk(theirs, 1)

@@ -73,14 +73,14 @@ def test_a_chunk_is_recalled_only_with_the_digest_it_was_recorded_with(tmp_path:
     assert index.recall(4, digest(3)) is None
     index.record(3, slot(99))
     assert index.recall(3, digest(3)) is None
-    assert index.recall(3, digest(99)) == pages(99)
+    assert index.recall(3, digest(99)) == slot(99)
 
 
 def test_what_is_noted_is_known_at_once_and_kept_when_the_index_is_closed(tmp_path: Path) -> None:
     index = opened(tmp_path / "x")
     index.note(5, slot(5))
     assert os.path.getsize(tmp_path / "x") == HEADER_SIZE
-    assert index.recall(5, digest(5)) == pages(5)
+    assert index.recall(5, digest(5)) == slot(5)
     index.note(6, slot(6))
     index.close()
     index.close()
