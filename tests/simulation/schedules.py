@@ -63,6 +63,7 @@ class Schedule:
     rate: float
     latency: float
     fragments: bool = field(default=False)
+    shares: bool = field(default=False)  # what the first disk holds the others hold, elsewhere
 
 
 def draw(seed: int) -> Schedule:
@@ -86,6 +87,7 @@ def draw(seed: int) -> Schedule:
         rate=random.choice((0.2e6, 1e6, 4e6, 50e6)),
         latency=random.choice((0.0001, 0.02, 0.3)),
         fragments=random.random() < 0.1,
+        shares=random.random() < 0.5,
     )
 
 
@@ -132,6 +134,24 @@ def content(seed: int, size: int) -> bytes:
                 for _ in range(random.randrange(1, 6)):
                     scribble(random, disk, start, length)
     return bytes(disk)
+
+
+def contents(schedule: Schedule) -> list[bytes]:
+    """What each disk holds."""
+    disks = [content(plan.seed, plan.size) for plan in schedule.disks]
+    if schedule.shares:
+        disks[1:] = [rearranged(disks[0], plan.seed, plan.size) for plan in schedule.disks[1:]]
+    return disks
+
+
+def rearranged(disk: bytes, seed: int, size: int) -> bytes:
+    """A disk of the pages of another, in runs that lie elsewhere, some of them twice."""
+    random = Random(seed)
+    made = bytearray()
+    while len(made) < size:
+        start = random.randrange(0, len(disk), PAGE_SIZE)
+        made += disk[start : start + random.randrange(1, 200) * PAGE_SIZE]
+    return bytes(made[:size])
 
 
 def scribble(random: Random, disk: bytearray, start: int, length: int) -> None:

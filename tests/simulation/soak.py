@@ -37,6 +37,7 @@ class Tally:
     commands: int = 0
     lives: int = 0
     patched: int = 0
+    copied: int = 0
     wanted: int = 0
     virtual_seconds: float = 0.0
     failures: list[tuple[int, str]] = field(default_factory=list)
@@ -49,6 +50,7 @@ class Tally:
         self.commands += record.commands
         self.lives += record.lives
         self.patched += record.patched
+        self.copied += record.copied
         self.wanted += record.wanted
         self.virtual_seconds += record.virtual_seconds
 
@@ -60,7 +62,8 @@ class Tally:
             f"faults {self.faults.total()} ({self.faults.total() / max(1, self.schedules):.1f}"
             f" a schedule): {each}",
             f"commands {self.commands}, lives of the receiver {self.lives}",
-            f"chunks sent in pages {self.patched}, of them wanted whole {self.wanted}",
+            f"chunks sent in pages {self.patched}, with copies {self.copied},"
+            f" of both wanted whole {self.wanted}",
             f"{self.virtual_seconds / 86_400:.0f} days of virtual time in {self.seconds:.0f} s",
         ]
 

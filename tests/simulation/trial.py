@@ -29,7 +29,7 @@ from fakes import PSK, SENDER_KEY
 from network import Faults, MemoryStream, link
 from node import Killed, Node, running, task_factory
 from oracle import DiskOracle, Violation, check_record, padded
-from schedules import DAY, Schedule, changed, content, draw
+from schedules import DAY, Schedule, changed, contents, draw
 from virtual_loop import VirtualLoop, run_virtually
 from weather import RESTART, Weather
 
@@ -77,7 +77,8 @@ class Record:
     lives: int = 0  # of the receiver
     virtual_seconds: float = 0.0
     patched: int = 0  # chunks of which the receiver was to keep a part
-    wanted: int = 0  # of them, those that it wanted whole
+    copied: int = 0  # and of which it was to copy a part from elsewhere
+    wanted: int = 0  # of both, those that it wanted whole
 
 
 class Trial:
@@ -143,7 +144,8 @@ class Trial:
     # -- disks --------------------------------------------------------------------------
 
     def _make_disks(self) -> None:
-        for number, plan in enumerate(self._schedule.disks):
+        held = contents(self._schedule)
+        for number, (plan, content) in enumerate(zip(self._schedule.disks, held, strict=True)):
             name = "web" if number == 0 else f"web_{number}"
             old = None
             if plan.replaces:
@@ -154,7 +156,7 @@ class Trial:
                 )
                 self._disk.put(f"web/{name}-flat.vmdk", old)
                 self._disk.put(f"web/{name}.vmdk", text)
-            oracle = DiskOracle(name, old, content(plan.seed, plan.size))
+            oracle = DiskOracle(name, old, content)
             oracle.look(self._disk.root / "web")
             self._oracles.append(oracle)
 
@@ -309,6 +311,7 @@ class Trial:
             if isinstance(message, Chunk):
                 kinds = {segment.kind for segment in message.segments}
                 self.record.patched += SegmentKind.KEEP in kinds
+                self.record.copied += SegmentKind.COPY in kinds
             send(message, now)
 
         transfer.session.send = say  # type: ignore[method-assign]
