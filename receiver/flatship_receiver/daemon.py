@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from random import SystemRandom
 from typing import Final
 
@@ -64,7 +65,7 @@ async def serve(config: Config, version: str) -> None:
         workers = _threads(max(2, os.cpu_count() or 1), "flatship-worker", cleanup)
         slow_workers = _threads(SLOW_WORKERS, "flatship-slow-worker", cleanup)
         stores = {
-            name: _store(LocalDatastore(name, str(path)), metrics, cleanup)
+            name: _with_threads(_store(LocalDatastore(name, str(path)), metrics), cleanup)
             for name, path in config.datastores.items()
         }
         for store in stores.values():
@@ -114,17 +115,23 @@ async def serve(config: Config, version: str) -> None:
             )
 
 
-def _store(datastore: Datastore, metrics: ReceiverMetrics, cleanup: AsyncExitStack) -> Store:
+def _store(datastore: Datastore, metrics: ReceiverMetrics) -> Store:
     reservations = Reservations(datastore.name)
 
     def sample() -> SpaceSample:
         space = datastore.space()
         return SpaceSample(size=space.size, free=space.free, reserved=reservations.total)
 
-    workers = _threads(max(2, os.cpu_count() or 1), f"{datastore.name}-worker", cleanup)
-    slow_workers = _threads(SLOW_WORKERS, f"{datastore.name}-slow-worker", cleanup)
-    known = metrics.datastore(datastore.name, sample)
-    return Store(datastore, reservations, known, workers, slow_workers)
+    return Store(datastore, reservations, metrics.datastore(datastore.name, sample))
+
+
+def _with_threads(store: Store, cleanup: AsyncExitStack) -> Store:
+    name = store.datastore.name
+    return replace(
+        store,
+        workers=_threads(max(2, os.cpu_count() or 1), f"{name}-worker", cleanup),
+        slow_workers=_threads(SLOW_WORKERS, f"{name}-slow-worker", cleanup),
+    )
 
 
 def _threads(count: int, name: str, cleanup: AsyncExitStack) -> Workers:
