@@ -16,7 +16,7 @@ from typing import Annotated, Final
 import msgspec
 
 from flatship_protocol.errors import TransferError
-from flatship_sender.client import SessionName
+from flatship_sender.connecting import SessionName
 from flatship_sender.refusals import TRY_AGAIN
 from flatship_service import files
 from flatship_service.errors import ConfigError

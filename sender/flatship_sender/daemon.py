@@ -20,9 +20,10 @@ from flatship_protocol.invitation import Invitation
 from flatship_protocol.messages import Adapter, DiskFormat, Goodbye, OpenDisk, Provisioning, encode
 from flatship_protocol.names import check_name
 from flatship_sender.claims import SESSION_ID_SIZE, Claim, claim
-from flatship_sender.client import Client, Credentials, Lifetime, SessionName, connect, dial_tcp
+from flatship_sender.client import Client, Lifetime
 from flatship_sender.compression import CompressionController, Policy
 from flatship_sender.config import Config, configure
+from flatship_sender.connecting import Credentials, SessionName, connect, dial_tcp
 from flatship_sender.disk_memory import DiskMemory
 from flatship_sender.display import Display, following
 from flatship_sender.downtimes import Disk, Downtimes

@@ -8,7 +8,8 @@ from typing import Final, TypeAlias
 
 from flatship_protocol.errors import TransferError
 from flatship_sender.claims import Claim
-from flatship_sender.client import Client, SessionName
+from flatship_sender.client import Client
+from flatship_sender.connecting import SessionName
 from flatship_sender.job import Job
 from flatship_sender.persistence import (
     PatienceEnded,

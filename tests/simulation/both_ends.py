@@ -33,8 +33,9 @@ from flatship_receiver.metrics import ReceiverMetrics
 from flatship_receiver.peers import Peer
 from flatship_receiver.sessions import Sessions
 from flatship_sender.claims import claim
-from flatship_sender.client import Client, Credentials, SessionName
+from flatship_sender.client import Client
 from flatship_sender.compression import CompressionController
+from flatship_sender.connecting import Credentials, SessionName
 from flatship_sender.disk_memory import DiskMemory
 from flatship_sender.incarnations import Incarnations
 from flatship_sender.job import Job

@@ -44,8 +44,9 @@ from flatship_receiver.metrics import ReceiverMetrics, SpaceSample
 from flatship_receiver.peers import Peer
 from flatship_receiver.reservations import Reservations
 from flatship_receiver.sessions import Caller, Sessions
-from flatship_sender.client import Client, Credentials, SessionName, connect
+from flatship_sender.client import Client
 from flatship_sender.compression import CompressionController, Policy
+from flatship_sender.connecting import Credentials, SessionName, connect
 from flatship_sender.disk_memory import DiskMemory
 from flatship_sender.job import FIRST_PASS, Job
 from flatship_sender.observer import Unobserved

@@ -227,7 +227,7 @@ def test_a_source_that_changed_behind_our_back_costs_bytes_and_is_given_up(
 def test_with_an_older_peer_nothing_is_copied(
     tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older = {"sender": "flatship_sender.client", "receiver": "flatship_receiver.sessions"}[end]
+    older = {"sender": "flatship_sender.connecting", "receiver": "flatship_receiver.sessions"}[end]
     monkeypatch.setattr(f"{older}.CAPABILITIES", Capability.RESUME | Capability.DELTA)
     store = FaultyDatastore(1 << 30)
     first = content(size=4 * MIB)

@@ -38,7 +38,8 @@ from flatship_protocol.messages import (
 )
 from flatship_receiver.conversation import say_and_close
 from flatship_receiver.datastores.base import Image, ImageRequest
-from flatship_sender.client import Client, Credentials, SessionName, connect
+from flatship_sender.client import Client
+from flatship_sender.connecting import Credentials, SessionName, connect
 from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import TransferState
 from flatship_sender.receivers import Receiver

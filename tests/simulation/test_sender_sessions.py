@@ -23,7 +23,8 @@ from flatship_protocol.endpoint import Endpoint
 from flatship_protocol.errors import ConnectionLost, ErrorCode
 from flatship_protocol.handshake import INITIATION_SIZE, RESPONSE_SIZE, Responder, public_key
 from flatship_protocol.messages import DiskFailed, DiskProven, Message, Proving
-from flatship_sender.client import Client, Credentials, Lifetime, SessionName, connect
+from flatship_sender.client import Client, Lifetime
+from flatship_sender.connecting import Credentials, SessionName, connect
 from flatship_sender.pipeline import Transfer, usable
 from flatship_sender.progress import DiskProgress, TransferState
 from flatship_sender.receivers import Receiver
@@ -478,7 +479,7 @@ def test_a_receiver_that_turns_the_sender_away_does_not_accept_it(answer: Answer
 def test_a_receiver_that_breaks_off_is_to_be_tried_again(
     answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (initiate.__module__, "flatship_sender.client"):
+    for module in (initiate.__module__, "flatship_sender.connecting"):
         monkeypatch.setattr(f"{module}.HANDSHAKE_TIMEOUT", 0.1)
     with pytest.raises(ConnectionLost, match="overloaded or restarting") as lost:
         call(answer)

@@ -52,7 +52,7 @@ from flatship_protocol.messages import (
 from flatship_receiver import vmdk
 from flatship_sender import pipeline
 from flatship_sender.claims import AlreadySending
-from flatship_sender.client import Credentials, SessionName, connect
+from flatship_sender.connecting import Credentials, SessionName, connect
 from flatship_sender.job import FIRST_PASS, Job
 from flatship_sender.pipeline import Transfer
 from flatship_sender.processor import Share

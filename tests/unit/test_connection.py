@@ -37,7 +37,7 @@ from flatship_protocol.handshake import (
     version_notice,
 )
 from flatship_protocol.records import Sealer
-from flatship_sender.client import UNREAD
+from flatship_sender.connecting import UNREAD
 
 LIMIT = 64 * 1024
 PSK = bytes(32)

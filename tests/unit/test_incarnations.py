@@ -16,7 +16,7 @@ from flatship_protocol.errors import (
 )
 from flatship_protocol.messages import Adapter, DiskFormat, OpenDisk, Provisioning
 from flatship_sender.claims import claim
-from flatship_sender.client import SessionName
+from flatship_sender.connecting import SessionName
 from flatship_sender.incarnations import Incarnations
 from flatship_sender.job import Cancelled, Job
 from flatship_sender.persistence import PatienceEnded
