@@ -335,8 +335,8 @@ GUARDS = (
     Guard(
         "a slot is of the chunk that it was written for",
         f"{SENDER}/page_slots.py",
-        "            content = AESGCM(self._key).decrypt(nonce, sealed, _NUMBER.pack(chunk))\n",
-        "            content = AESGCM(self._key).decrypt(nonce, sealed, _NUMBER.pack(0))\n",
+        "    return _NUMBER.pack(chunk)\n",
+        "    return _NUMBER.pack(0 * chunk)\n",
         ("tests/unit/test_page_index.py",),
     ),
     Guard(

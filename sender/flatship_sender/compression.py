@@ -67,6 +67,7 @@ CPU_PER_BYTE_BOUNDS: Final = (1 / 5e9, 1 / 1e8)
 LEAST_CORES: Final = 0.25
 PROBE_INTERVAL: Final = 32  # chunks sent raw between two that are compressed to learn from
 PROBE: Final = ALONE[3]
+BESIDE_COPIES: Final = ALONE[4]
 FIRST: Final = 16  # chunks that are probes: raw they would clog a slow link before it is known
 
 LOOK_BYTES: Final = 6 << 20  # on the wire: less says little of a rate, for chunks go whole
@@ -179,8 +180,13 @@ class CompressionController:
 
     @property
     def link_is_slow(self) -> bool:
-        """Whether chunks have ever had to wait for the link."""
-        return self._link is not None
+        """Whether sending less is worth a worker's time: chunks wait, or are compressed at all."""
+        return self._link is not None or self.rung.level is not None
+
+    @property
+    def level_beside_copies(self) -> int | None:
+        """The level for what little travels beside copies, where the rest would go raw."""
+        return None if self._policy == "off" else BESIDE_COPIES.level
 
     def next_rung(self) -> Rung:
         """The rung for the next chunk; at first, and now and then where it is raw, a probe."""

@@ -397,7 +397,9 @@ class DiskTransfer:
         if self._unanswered.must_be_whole(work.offset):
             return Earlier(None, self._index, remember)
         digest = self._held.digest(work.offset // CHUNK_SIZE)
-        return Earlier(digest, self._index, remember, copies)
+        level = self._transfer.controller.level_beside_copies
+        mostly = self.progress.known * 2 > self.progress.sent
+        return Earlier(digest, self._index, remember, copies, level, mostly)
 
     async def _ship(self, prepared: Prepared) -> None:
         """Send one prepared chunk on the next connection that is free.

@@ -142,7 +142,7 @@ class Slots:
         slot = os.pread(self._descriptor, SLOT_SIZE, place(chunk))
         nonce, sealed = slot[:_NONCE_SIZE], slot[_NONCE_SIZE:]
         try:
-            content = AESGCM(self._key).decrypt(nonce, sealed, _NUMBER.pack(chunk))
+            content = AESGCM(self._key).decrypt(nonce, sealed, _bound(chunk))
         except (InvalidTag, ValueError):  # ValueError: it ends before its tag
             return None
         anchors = int.from_bytes(content[DIGEST_SIZE:_FRONT], "little")
@@ -156,9 +156,7 @@ class Slots:
         """
         anchors = slot.anchors.to_bytes(_ANCHORS_SIZE, "little")
         nonce = secrets.token_bytes(_NONCE_SIZE)
-        sealed = AESGCM(self._key).encrypt(
-            nonce, slot.digest + anchors + slot.pages, _NUMBER.pack(chunk)
-        )
+        sealed = AESGCM(self._key).encrypt(nonce, slot.digest + anchors + slot.pages, _bound(chunk))
         os.pwrite(self._descriptor, nonce + sealed, place(chunk))
 
     def remembered(self) -> Iterator[int]:
@@ -190,6 +188,11 @@ class Slots:
     def __del__(self) -> None:
         # One that was given up while others read from it goes with the last of them.
         self.close()
+
+
+def _bound(chunk: int) -> bytes:
+    """What a slot is bound to beside its key."""
+    return _NUMBER.pack(chunk)
 
 
 def place(chunk: int) -> int:

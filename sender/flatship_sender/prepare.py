@@ -100,12 +100,17 @@ class Earlier:
     ``digest`` is what the receiver says it holds in its place, if anything. With ``remember``
     the index is to know the pages of every chunk, for what follows: another pass, or another
     disk. ``copies`` finds what the receiver has elsewhere, where that is to be looked for.
+    What travels beside copies is compressed at ``level_beside_copies``, if others go raw: it is
+    little, and a link on which nothing waits any more owes that to the copies. That is so for a
+    whole chunk, too, of a disk that is ``mostly_known``.
     """
 
     digest: bytes | None = None
     index: PageIndex | None = None
     remember: bool = False
     copies: Copies | None = None
+    level_beside_copies: int | None = None
+    mostly_known: bool = False
 
 
 _NOTHING: Final = Earlier()
@@ -130,6 +135,8 @@ def prepare(
 ) -> tuple[Laid, Prepared | None]:
     """Lay out one chunk, and make a message of it if it travels: ``lay_out``, then ``encode``."""
     laid = lay_out(source, work, frame, earlier)
+    if level is None and (laid.known or earlier.mostly_known):
+        level = earlier.level_beside_copies
     return laid, encode(laid, address, level, frame) if laid.travels else None
 
 

@@ -237,3 +237,17 @@ def test_no_sequence_of_notes_raises_or_leaves_the_ladder(
         else:
             controller.note_chunk(*note[1:])
         assert controller.next_rung() in (WITH_HISTORY if streams else ALONE)
+
+
+@pytest.mark.parametrize(
+    ("policy", "slow"), [("auto", False), ("off", False), (1, True), (9, True)]
+)
+def test_whoever_compresses_at_all_has_a_link_that_is_worth_sparing(
+    policy: Policy, slow: bool
+) -> None:
+    assert CompressionController(policy, 2).link_is_slow is slow
+
+
+def test_what_travels_beside_copies_is_compressed_unless_nothing_is_to_be() -> None:
+    assert CompressionController("off", 2).level_beside_copies is None
+    assert CompressionController("auto", 2).level_beside_copies == 3

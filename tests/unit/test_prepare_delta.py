@@ -1,8 +1,10 @@
 """A chunk that was sent before: its changed pages travel, if the receiver has the others."""
 
 import mmap
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from flatship_protocol.digest import chunk_digest
 from flatship_protocol.messages import (
     Adapter,
     Chunk,
+    Codec,
     DiskFormat,
     Provisioning,
     Segment,
@@ -24,6 +27,8 @@ from flatship_receiver.datastores.base import ImageRequest
 from flatship_receiver.datastores.memory import MemoryDatastore
 from flatship_receiver.store import KeptDiffers, store
 from flatship_receiver.vmdk import Layout
+from flatship_sender.copies import Copy
+from flatship_sender.known_pages import Found
 from flatship_sender.page_index import PageIndex
 from flatship_sender.page_slots import Heading, Slot
 from flatship_sender.plan import ReadChunk
@@ -227,3 +232,40 @@ def test_a_chunk_that_is_held_is_remembered_for_the_pass_that_follows(index: Pag
     slot = index.recall(0, chunk_digest(BEFORE))
     assert slot is not None
     assert slot.pages == index.fingerprints(memoryview(BEFORE))
+
+
+class FirstHalf:
+    """The receiver has the first half of every chunk, on some other disk."""
+
+    def find(self, pages: bytes, free: Sequence[bool], chunk: int) -> tuple[Copy, ...]:
+        assert len(pages) == 6 * len(free)
+        return (Copy(Found(0, 128, bytes(16), 7), 3),)
+
+
+@pytest.mark.parametrize("level", [None, 3])
+def test_copies_are_named_and_what_travels_beside_them_is_compressed_if_anything_may_be(
+    index: PageIndex, level: int | None
+) -> None:
+    data = Random(2).randbytes(MIB // 2) + b"hello" * 80_000 + bytes(MIB // 2 - 400_000)
+    copies: Any = FirstHalf()
+    _, result = prepare(
+        MemorySource(data),
+        ReadChunk(0, MIB),
+        Address(3, 1, 7),
+        None,
+        memoryview(mmap.mmap(-1, FRAME_SIZE)),
+        Earlier(None, index, True, copies, level),
+    )
+    assert result is not None
+    chunk = arrived(result)
+    assert chunk.segments == (
+        Segment(SegmentKind.COPY, 128, 3, 7 * PAGE_SIZE),
+        Segment(SegmentKind.LITERAL, 98),
+        Segment(SegmentKind.ZERO, 30),
+    )
+    assert chunk.codec is (Codec.RAW if level is None else Codec.ZSTD)
+    assert (result.laid.known, result.laid.literal) == (128 * PAGE_SIZE, 98 * PAGE_SIZE)
+    assert result.laid.slot is not None
+    even = sum(1 << page for page in range(128, 226, 2))
+    few = sum(1 << page for page in range(0, 128, 16))
+    assert result.laid.slot.anchors == even | few
