@@ -156,8 +156,8 @@ GUARDS = (
     Guard(
         "what compression for a slow receiver did not bring is taken back",
         f"{SENDER}/compression.py",
-        "        trial, self._trial = self._trial, None\n        if trial is None:",
-        "        trial, self._trial = None, None\n        if trial is None:",
+        "        trial, self._trial = self._trial, None\n        if trial is None or",
+        "        trial, self._trial = None, None\n        if trial is None or",
         ("tests/unit/test_compression.py",),
     ),
     Guard(

@@ -73,7 +73,7 @@ FIRST: Final = 16  # chunks that are probes: raw they would clog a slow link bef
 LOOK_BYTES: Final = 6 << 20  # on the wire: less says little of a rate, for chunks go whole
 FIRST_LOOK_BYTES: Final = 1 << 20
 LOOK_SECONDS: Final = (0.25, 2.0)  # between two looks, at least and at most
-SETTLING: Final = 0.2  # seconds after a change that still show what was before it
+SETTLING: Final = 0.3  # seconds after a change that still show what was before it
 IDLE: Final = 0.5  # share of the time that a link holds chunks up; with less it idles
 HELD_UP: Final = 0.9  # share of the time; a link that holds chunks up for so long is full
 WORKING: Final = 0.6  # share of the time that compression may use; then it holds up the link
@@ -86,11 +86,11 @@ GAIN_TO_CHANGE: Final = 1.01
 CHEAPER: Final = 0.995  # of the present rate; then what costs less is better
 GAIN_TO_HASTEN: Final = 1.3  # with less than that a change waits for DWELL after the last one
 DWELL: Final = 2.0  # seconds
+WORTH_OF_HISTORY: Final = 96 << 20  # bytes of disk; a change for little forgets that much
 GAIN_TO_TRY: Final = 1.15  # a change that promises more is on trial
 TRIAL_SHARE: Final = 0.3  # of the gain that it promised, or it is taken back
 TRIAL_LOSS: Final = 0.5  # a rate that fell below this share of itself did so for another reason
 HOLD: Final = (10.0, 160.0)  # seconds that costlier rungs are barred for, at first and at most
-STARVED_HOLD: Final = 15.0  # seconds; the same for those above one that was too costly
 MACHINE_WEIGHT: Final = 0.08  # of the newest chunk, for all rungs; and for its own
 OWN_WEIGHT: Final = 0.03
 MACHINE_BOUNDS: Final = (0.02, 50.0)
@@ -152,6 +152,7 @@ class CompressionController:
         self._raw_in_a_row = 0
         self._now = 0.0  # the sum of all windows
         self._changed_at = -DWELL
+        self._sent = 0  # bytes of disk since then
         self._look = _Look()
         self._starved = False  # in the last look, by the rung in force
         self._trial: _Trial | None = None
@@ -236,6 +237,7 @@ class CompressionController:
         if window.seconds <= 0:
             return
         self._now += window.seconds
+        self._sent += window.sent
         if window.cores is not None:
             self._cores += 0.5 * (max(window.cores, LEAST_CORES) - self._cores)
         if self._now - self._changed_at <= SETTLING:
@@ -253,7 +255,7 @@ class CompressionController:
             look.wire = look.sent = CHUNK_SIZE
         self._look = _Look()
         self._learn(look, full=full)
-        if self._policy == "auto" and not self._take_back(look):
+        if self._policy == "auto" and not self._take_back(look, full=full):
             self._choose()
 
     def _is_enough(self, look: "_Look") -> bool:
@@ -277,7 +279,7 @@ class CompressionController:
         achieved = look.sent / look.seconds
         promised = self._processor(self._rung)
         if starving:
-            off = _within(achieved / promised, (0.25, 1.0)) ** 0.3
+            off = _within(achieved / promised, (0.25, 1.0)) ** 0.6
             self._efficiency = _within(self._efficiency * off, EFFICIENCY_BOUNDS)
         elif achieved > promised:
             off = achieved / promised
@@ -309,19 +311,18 @@ class CompressionController:
             or look.working >= 0.75 * self._workers * look.seconds
         )
 
-    def _take_back(self, look: "_Look") -> bool:
+    def _take_back(self, look: "_Look", *, full: bool) -> bool:
         """End a trial; True if the change was no good, and is undone."""
         trial, self._trial = self._trial, None
-        if trial is None:
+        if trial is None or not full:  # an idle link: it is the processors that are slow
             return False
         # Of the wire, and not of the disk: chunks that were coded before the change are still sent.
         achieved = look.wire / look.seconds / trial.link * trial.gain
         if achieved >= 1 + TRIAL_SHARE * (trial.gain - 1) or achieved < TRIAL_LOSS:
             self._hold = HOLD[0]
             return False
-        self._bar = _Bar(trial.rung, self._now + self._hold, trial.link)
+        self._hold_below(trial.rung, trial.link)
         self._link = trial.link
-        self._hold = min(2 * self._hold, HOLD[1])
         self._change(trial.rung)
         return True
 
@@ -337,30 +338,41 @@ class CompressionController:
             gain = 1.0
         if best is self._rung:
             return
-        if gain < GAIN_TO_HASTEN and self._now - self._changed_at < DWELL:
+        if gain < GAIN_TO_HASTEN and not self._has_stayed(best):
             return
         if self._costlier(best):
             if gain >= GAIN_TO_TRY:
                 self._trial = _Trial(self._rung, gain, self._link)
         elif self._starved:
-            self._bar = _Bar(best, self._now + STARVED_HOLD, self._link)
+            self._hold_below(best, self._link)
         self._change(best)
+
+    def _has_stayed(self, best: Rung) -> bool:
+        """Whether the rung in force has been for long enough; of streams, until they paid off."""
+        if self._now - self._changed_at < DWELL:
+            return False
+        streams = best.history and self._rung.history and self._costlier(best)
+        return not streams or self._sent >= WORTH_OF_HISTORY
+
+    def _hold_below(self, rung: Rung, link: float) -> None:
+        """Bar what is costlier, for longer each time that it has proved too costly."""
+        self._bar = _Bar(rung, self._now + self._hold, link)
+        self._hold = min(2 * self._hold, HOLD[1])
 
     def _allowed(self) -> list[Rung]:
         bar = self._bar
-        if bar is not None and (
-            self._now >= bar.until
-            or bar.rung not in self._ladder
-            or (self._link is not None and self._link * OTHER_LINK < bar.link)
-        ):
-            bar = self._bar = None
+        if bar is not None and self._link is not None and self._link * OTHER_LINK < bar.link:
+            bar, self._hold = None, HOLD[0]  # the link is another one
+        if bar is not None and (self._now >= bar.until or bar.rung not in self._ladder):
+            bar = None
+        self._bar = bar
         if bar is None:
             return list(self._ladder)
         return list(self._ladder[: self._ladder.index(bar.rung) + 1])
 
     def _change(self, rung: Rung) -> None:
         self._rung = rung
-        self._changed_at = self._now
+        self._changed_at, self._sent = self._now, 0
         self._look = _Look()
 
     def _costlier(self, rung: Rung) -> bool:

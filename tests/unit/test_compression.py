@@ -131,6 +131,21 @@ def test_a_receiver_that_is_slower_than_the_link_is_not_compressed_for() -> None
     assert len(costly) <= len(path.rungs) // 2
 
 
+def test_a_change_that_brought_nothing_is_taken_back_and_not_tried_again_at_once() -> None:
+    controller = after_its_first_chunks()
+    raw = full(100_000_000, 100_000_000, cores=2.0)
+    controller.note_window(raw)
+    tried = controller.rung
+    assert tried.level is not None
+    for _ in range(2):  # the first shows what was before, too
+        # As much of the disk as before, for the receiver takes no more.
+        controller.note_window(full(int(100_000_000 / tried.ratio), 100_000_000, cores=2.0))
+    assert controller.rung == ALONE[0]
+    for _ in range(20):
+        controller.note_window(raw)
+    assert controller.rung == ALONE[0]
+
+
 def test_a_slow_source_is_no_reason_to_compress_less() -> None:
     path = Path(link=100 * MBIT)
     path.run(SETTLES)
