@@ -31,6 +31,7 @@ from flatship_service.cli import (
     run,
     state_option,
 )
+from flatship_service.completion import completion_command
 from flatship_service.errors import ConfigError
 from flatship_service.keys import format_key, load_or_create_identity
 from flatship_service.paths import state_folder
@@ -248,6 +249,9 @@ def discard_(path: Path, state: Path | None) -> None:
     removed = discard(path)
     forget(state_folder("receiver", state), path)
     click.echo(f"{printable(str(path))}: {removed} incomplete files removed")
+
+
+cli.add_command(completion_command(cli, "flatship-receiver"))
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ from flatship_service.cli import (
     state_option,
     tell,
 )
+from flatship_service.completion import completion_command
 from flatship_service.keys import format_key, load_or_create_identity
 from flatship_service.paths import state_folder
 from flatship_service.units import DURATION_EXPECTED, parse_duration, parse_rate
@@ -313,6 +314,9 @@ def _command_line() -> str:
     """This process's command line, for a shell."""
     as_module = Path(sys.argv[0]).name == "__main__.py"
     return shlex.join(sys.orig_argv if as_module else sys.argv)
+
+
+cli.add_command(completion_command(cli, "flatship-sender"))
 
 
 def main() -> None:
