@@ -28,7 +28,11 @@ from flatship_receiver.facilities import Facilities
 from flatship_receiver.pipeline import DiskIntake
 from flatship_receiver.windows import Streams
 
-STORES_PER_CONNECTION: Final = 8  # chunks of one connection under way at once
+STORES_PER_CONNECTION: Final = 8  # chunks of one connection under way at once, with their frames
+SMALL_PAYLOAD: Final = (
+    8 << 10
+)  # bytes; a chunk with no more gives its frame back before it is stored
+SMALL_STORES: Final = 128  # of those under way at once; all of them take as much as one frame
 ERROR_TIMEOUT: Final = 1.0  # seconds a connection gets to take ERROR
 DRAIN_TIMEOUT: Final = 1.0  # seconds a peer gets to read why it is refused
 
@@ -137,9 +141,8 @@ class Conversation:
                         message = await self._decoded(message, frame)
                     disk = self._session.accept(epoch, message, self._references.keys())
                     if disk is not None:
-                        named = self._images_named_in(message)
-                        self._stores.start(disk.store(message, frame, named))
-                        keep = True
+                        keep = len(message.payload) > SMALL_PAYLOAD
+                        self._store(disk, message, frame if keep else None)
                 elif isinstance(message, ImageReference):
                     self._bind(message)
                 elif await self._session.act(connection, epoch, message):
@@ -149,6 +152,18 @@ class Conversation:
                     self._shared.frames.release(frame)
             if not keep:
                 await asyncio.sleep(0)  # a flood of small messages leaves others their turn
+
+    def _store(self, disk: DiskIntake, chunk: Chunk, frame: memoryview | None) -> None:
+        """Have a chunk stored; without a frame its payload is copied first.
+
+        A pass that changes a page here and there brings chunks that are small, many, and each
+        waiting for the record to forget what it changes: with frames there would be too few
+        of them to wait together.
+        """
+        named = self._images_named_in(chunk)
+        if frame is None:
+            chunk = replace(chunk, payload=memoryview(bytes(chunk.payload)))
+        self._stores.start(disk.store(chunk, frame, named), small=frame is None)
 
     def _bind(self, message: ImageReference) -> None:
         """Take an image reference, for the chunks that follow."""
@@ -204,25 +219,31 @@ class _Stores:
 
     def __init__(self) -> None:
         self.running: set[asyncio.Task[None]] = set()
+        self._small = 0  # of them
         self.failed: asyncio.Future[PeerError] = asyncio.get_running_loop().create_future()
 
     async def room(self) -> None:
         """Wait until another one may be started."""
-        while len(self.running) >= STORES_PER_CONNECTION:
+        while (
+            len(self.running) - self._small >= STORES_PER_CONNECTION or self._small >= SMALL_STORES
+        ):
             await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
 
-    def start(self, store: Coroutine[None, None, None]) -> None:
+    def start(self, store: Coroutine[None, None, None], *, small: bool) -> None:
         """Begin to store a chunk; a peer's fault ends in ``failed``."""
-        task = asyncio.create_task(self._watch(store))
+        task = asyncio.create_task(self._watch(store, small=small))
+        self._small += small
         self.running.add(task)
         task.add_done_callback(self.running.discard)
 
-    async def _watch(self, store: Coroutine[None, None, None]) -> None:
+    async def _watch(self, store: Coroutine[None, None, None], *, small: bool) -> None:
         try:
             await store
         except PeerError as error:
             if not self.failed.done():
                 self.failed.set_result(error)
+        finally:
+            self._small -= small
 
 
 async def say_and_close(connection: Connection, code: ErrorCode, epoch: int) -> None:

@@ -166,13 +166,16 @@ class DiskIntake:
         self._stalls.look(storing=self._storing > 0)
 
     async def store(
-        self, chunk: Chunk, frame: memoryview, references: Mapping[int, bytes] = NO_REFERENCES
+        self,
+        chunk: Chunk,
+        frame: memoryview | None,
+        references: Mapping[int, bytes] = NO_REFERENCES,
     ) -> None:
         """Write a chunk that the session accepted; the frame is given back.
 
         Args:
             chunk: What came.
-            frame: Holds its payload.
+            frame: Holds its payload, if that has not memory of its own.
             references: The image's uuid for each reference of its copies.
 
         Raises:
@@ -206,7 +209,8 @@ class DiskIntake:
             self.fail(error)
             raise
         finally:
-            self._shared.frames.release(frame)
+            if frame is not None:
+                self._shared.frames.release(frame)
             self._stored_one()
 
     async def _want(self, chunk: Chunk, error: KeptDiffers) -> None:

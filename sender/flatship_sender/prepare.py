@@ -20,6 +20,7 @@ from flatship_sender.sources.base import BlockSource
 from flatship_sender.zeros import is_zero, zero_runs
 
 WORTH_KEEPING: Final = 0.25  # a smaller share of pages is not worth a read at the receiver
+WORTH_REMEMBERING: Final = 16  # pages that are not zero; fewer are soon sent again
 WORTH_COMPRESSING: Final = 0.95  # a larger payload than this share of the literals goes raw
 SAMPLES: Final = 8  # of a chunk, to see whether it shrinks
 SAMPLE_SIZE: Final = 4096  # bytes
@@ -264,8 +265,9 @@ def _remember_held(work: ReadChunk, data: memoryview, earlier: Earlier) -> None:
     index, digest, number = earlier.index, earlier.digest, work.offset // CHUNK_SIZE
     if index is None or digest is None or not earlier.remember:
         return
-    if index.recall(number, digest) is None:
-        pages, zeros = index.fingerprints(data), zero_runs(data)
+    zeros = zero_runs(data)
+    if _is_worth_remembering(data, zeros) and index.recall(number, digest) is None:
+        pages = index.fingerprints(data)
         kinds = page_kinds(len(pages) // FINGERPRINT_SIZE, zeros, None)
         index.record(number, Slot(digest, pages, anchors(kinds, (), zeros, 0)))
 
@@ -281,9 +283,11 @@ def _laid_segments(
     chunk = work.offset // CHUNK_SIZE
     if index is not None and earlier.digest is not None:
         before = index.recall(chunk, earlier.digest)
-    if index is None or (before is None and not earlier.remember):
+    zeros = zero_runs(data)
+    remember = earlier.remember and _is_worth_remembering(data, zeros)
+    if index is None or (before is None and not remember):
         return whole(data), (), None
-    pages, zeros = index.fingerprints(data), zero_runs(data)
+    pages = index.fingerprints(data)
     count = len(pages) // FINGERPRINT_SIZE
     changed = None if before is None else changed_pages(before.pages, pages)
     # None: the digests differ, and yet no page does. Then the fingerprints are of no use.
@@ -297,6 +301,11 @@ def _laid_segments(
         copies = earlier.copies.find(pages, free, chunk)
     anchored = anchors(kinds, copies, zeros, 0 if before is None else before.anchors)
     return segments(kinds, copies), copies, Slot(digest, pages, anchored)
+
+
+def _is_worth_remembering(data: memoryview, zeros: list[tuple[int, int]]) -> bool:
+    """Whether enough of a chunk is not zero for what its slot takes."""
+    return -(-len(data) // PAGE_SIZE) - sum(count for _, count in zeros) >= WORTH_REMEMBERING
 
 
 def _compressor() -> Compressor:

@@ -269,3 +269,15 @@ def test_copies_are_named_and_what_travels_beside_them_is_compressed_if_anything
     even = sum(1 << page for page in range(128, 226, 2))
     few = sum(1 << page for page in range(0, 128, 16))
     assert result.laid.slot.anchors == even | few
+
+
+def test_a_chunk_with_hardly_a_page_in_it_is_not_worth_its_slot(index: PageIndex) -> None:
+    page = Random(3).randbytes(PAGE_SIZE)
+    few = bytes(100 * PAGE_SIZE) + 15 * page + bytes(141 * PAGE_SIZE)
+    enough = bytes(100 * PAGE_SIZE) + 16 * page + bytes(140 * PAGE_SIZE)
+    assert prepared(few, index, None, remember=True).laid.slot is None
+    assert prepared(enough, index, None, remember=True).laid.slot is not None
+    tried(few, index, few, remember=True)
+    tried(enough, index, enough, remember=True)
+    assert index.recall(0, chunk_digest(few)) is None
+    assert index.recall(0, chunk_digest(enough)) is not None
