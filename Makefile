@@ -10,7 +10,7 @@ TEST_ARGS := --numprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test guards crash soak fuzz faults bench bench-slow lint lock clean
+.PHONY: help demo check test deb guards crash soak fuzz faults bench bench-slow lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -24,8 +24,13 @@ check: lint ## formatting, lint, types, import rules, unit and conformance tests
 	@$(PYTHON) -m pytest -q tests/unit tests/conformance
 
 test: lint ## check, and every other test: simulation, fuzzing, real processes
-	@scripts/debian-packages test
+	@scripts/debian-packages test packages
 	@$(PYTHON) -m pytest $(TEST_ARGS)
+
+deb: $(VENV_READY) ## the Debian packages of both ends, into dist
+	@scripts/debian-packages packages
+	@scripts/build-debs dist
+	@ls dist/*.deb
 
 guards: $(VENV_READY) ## remove one guard after another, and see a test fail for each
 	@scripts/debian-packages test
