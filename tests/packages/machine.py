@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import pytest
+
 BOOT_TIMEOUT: Final = 60.0  # seconds
 STOP_TIMEOUT: Final = 20.0
 COMMAND_TIMEOUT: Final = 180.0
@@ -54,6 +56,8 @@ class Machine:
         )
 
     def __enter__(self) -> Self:
+        if os.geteuid() != 0:
+            pytest.skip("boots a machine, which takes root")
         with self._console.open("wb") as console:
             self._process = subprocess.Popen(
                 ["unshare", "--mount", "sh", "-c", self._start],
