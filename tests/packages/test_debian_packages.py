@@ -1,6 +1,7 @@
 """The Debian packages, on a machine with systemd as its init."""
 
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,11 @@ ROOT = Path(__file__).parents[2]
 DATASTORE = "/srv/nfs/ssd1"  # the one of the sample, which the package installs
 STATE = "/var/lib/flatship"
 EXPOSURE = 25  # tenths, of 100
+
+
+def needs(tool: str) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"takes {tool}")
 
 
 def start(machine: Machine) -> None:
@@ -44,6 +50,7 @@ def files_of_ours(machine: Machine) -> list[str]:
 
 
 def test_lintian_finds_nothing_wrong_with_the_packages(debs: Path) -> None:
+    needs("lintian")
     found = subprocess.run(
         ["lintian", "--no-cfg", "--allow-root", *debs.glob("*.deb")],
         capture_output=True,
@@ -55,6 +62,7 @@ def test_lintian_finds_nothing_wrong_with_the_packages(debs: Path) -> None:
 
 @pytest.mark.parametrize("role", ["sender", "receiver"])
 def test_mandoc_finds_nothing_wrong_with_a_manual_page(role: str) -> None:
+    needs("mandoc")
     made = subprocess.run(
         [sys.executable, ROOT / "scripts" / "manual.py", role], capture_output=True, check=True
     )
@@ -206,6 +214,13 @@ def test_an_end_is_installed_alone_and_purged_unused_it_leaves_nothing_but_a_use
     with Machine(tmp_path, [debs]) as machine:
         machine.run(f"dpkg --install {debs}/flatship-{end}_*.deb")
         machine.run(f"flatship-{end} --version && ! command -v flatship-{other}")
+        # What a program imports late is in its package; and only the sender is so heavy.
+        assert machine.has(f"/usr/lib/flatship-{end}/numpy") == (end == "sender")
+        late = {"sender": "known_pages", "receiver": "daemon"}[end]
+        machine.run(
+            f"cd /usr/lib/flatship-{end} && PYTHONPATH=. python3 -S -c"
+            f" 'import flatship_{end}.{late}'"
+        )
         assert machine.has(f"{STATE}/{end}")
         machine.run(f"dpkg --purge flatship-{end}")
         assert files_of_ours(machine) == []
