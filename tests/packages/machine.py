@@ -1,12 +1,14 @@
 """A machine to install things on: a copy of this one that boots with a systemd of its own.
 
 The copy is an overlay in memory above this machine's root, in namespaces of its own:
-nothing that happens there is left when it has ended, however it ends. Its network is a
-loopback interface. Takes root, and Debian's systemd-container.
+nothing that happens there is left when it has ended, however it ends: it ends with the
+thread that started it, and its mounts with it. Its network is a loopback interface.
+Takes root, and Debian's systemd-container; without them tests are skipped.
 """
 
 import os
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -21,14 +23,20 @@ STOP_TIMEOUT: Final = 20.0
 COMMAND_TIMEOUT: Final = 180.0
 POLL_INTERVAL: Final = 0.05
 # Only what units need: this machine's own services are not started in the copy.
+MARK: Final = "/machine-of-a-test"  # a folder that is there, and not here
 START: Final = """
 set -e
 mount -t tmpfs -o size=2g tmpfs {folder}
-mkdir {folder}/upper {folder}/work {folder}/root
+mkdir {folder}/upper {folder}/work {folder}/root {folder}/upper{mark}
 mount -t overlay -o lowerdir=/,upperdir={folder}/upper,workdir={folder}/work overlay {folder}/root
 exec systemd-nspawn --quiet --directory={folder}/root {binds} --private-network \
     --register=no --keep-unit --console=pipe --machine=scratch --boot -- --unit=basic.target
 """
+# systemd-nspawn's death does not end its machine; that of a process namespace's first process does.
+TIED: Final = (
+    "setpriv", "--pdeathsig=KILL",
+    "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
+)  # fmt: skip
 ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
@@ -52,15 +60,18 @@ class Machine:
         disk.mkdir()
         self._start = START.format(
             folder=shlex.quote(str(disk)),
+            mark=MARK,
             binds=shlex.join(f"--bind-ro={path}" for path in offered),
         )
 
     def __enter__(self) -> Self:
         if os.geteuid() != 0:
             pytest.skip("boots a machine, which takes root")
+        if shutil.which("systemd-nspawn") is None:
+            pytest.skip("boots a machine, which takes systemd-nspawn, of systemd-container")
         with self._console.open("wb") as console:
             self._process = subprocess.Popen(
-                ["unshare", "--mount", "sh", "-c", self._start],
+                [*TIED, "sh", "-c", self._start],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -116,11 +127,16 @@ class Machine:
         return self.run(f"test -e {shlex.quote(path)}", expect=None).returncode == 0
 
     def _init(self) -> int:
-        pid = self._process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if not children:
-            raise ProcessLookupError(self._console.read_text(errors="replace"))
-        return int(children[0])
+        pid = self._process.pid  # of unshare; below it systemd-nspawn, and below that init
+        for _ in range(2):
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            if not children:
+                raise ProcessLookupError(self._console.read_text(errors="replace"))
+            pid = int(children[0])
+        # While it is being set up its processes still see this machine, which must not be touched.
+        if not Path(f"/proc/{pid}/root{MARK}").is_dir():
+            raise ProcessLookupError("it has not taken its own root yet")
+        return pid
 
     def _await_boot(self) -> None:
         deadline = time.monotonic() + BOOT_TIMEOUT

@@ -38,7 +38,7 @@ all:
 
 @pytest.fixture(scope="module", autouse=True)
 def ansible() -> None:
-    subprocess.run([ROOT / "scripts" / "ansible-env"], check=True, timeout=300)
+    subprocess.run([ROOT / "scripts" / "ansible-env"], check=True, timeout=600)
 
 
 def test_ansible_lint_finds_nothing() -> None:
