@@ -270,8 +270,8 @@ GUARDS = (
     Guard(
         "a descriptor is synced before its name decides",
         f"{RECEIVER}/datastores/local_image.py",
-        "        os.fsync(self._lock_fd)\n",
-        "",
+        "written:], written)\n        os.fsync(self._lock_fd)\n",
+        "written:], written)\n",
         (POWER_CUTS,),
     ),
     Guard(
