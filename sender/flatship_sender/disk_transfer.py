@@ -101,6 +101,14 @@ class Shared(Protocol):
         """A disk has no more chunks to carry."""
         ...
 
+    def rank(self, disk: int, size: int) -> float:
+        """The place of so many bytes of a disk among those that wait for the link."""
+        ...
+
+    def has_turn(self, rank: float) -> None:
+        """What had that place waits no more."""
+        ...
+
     async def borrow(self, disk: int, size: int) -> Connection:
         """Wait for a connection for so many bytes of a disk; to be given back to the client."""
         ...
@@ -427,7 +435,11 @@ class DiskTransfer:
         transfer = self._transfer
         assert transfer.lanes is not None
         lane = transfer.lanes.lane(self.handle, laid.work.offset)
-        async with lane.turn(laid, self._address, lambda: transfer.controller.rung, frame) as turn:
+        rank = transfer.rank(self.handle, laid.literal)
+        async with lane.turn(
+            laid, self._address, lambda: transfer.controller.rung, frame, rank
+        ) as turn:
+            transfer.has_turn(rank)
             self._account_coding(turn.rung, turn.prepared)
             begun = time.monotonic()
             await self._announce(turn.connection, laid)

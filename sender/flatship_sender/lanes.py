@@ -22,6 +22,7 @@ from flatship_protocol.connection import Connection
 from flatship_protocol.constants import CHUNK_SIZE
 from flatship_sender.client import Client
 from flatship_sender.compression import Rung
+from flatship_sender.lending import Lending
 from flatship_sender.prepare import Address, Laid, Prepared, encode
 from flatship_service.workers import Workers
 
@@ -83,14 +84,20 @@ class Lane:
         self._workers = workers
         self._window_log = window_log
         self._taken = taken
-        self._coding = asyncio.Lock()
+        self._coding: Lending[None] = Lending()  # whose turn it is, by rank
+        self._coding.add(None)
         self._sending = asyncio.Lock()
         self._encoder: HistoryEncoder | None = None
         self._encoder_level: int | None = None
         self._carrier: Connection | None = None  # the connection that carries the stream
 
     def turn(
-        self, laid: Laid, address: Address, rung: Callable[[], Rung], frame: memoryview
+        self,
+        laid: Laid,
+        address: Address,
+        rung: Callable[[], Rung],
+        frame: memoryview,
+        rank: float = 0.0,
     ) -> "Turn":
         """Have a chunk coded and wait until it may be sent: an asynchronous context.
 
@@ -99,8 +106,9 @@ class Lane:
             address: Goes into the message.
             rung: How to code it, asked as late as possible.
             frame: Where the message is made.
+            rank: Its place among those that wait; the lowest goes first.
         """
-        return Turn(self, laid, address, rung, frame)
+        return Turn(self, laid, address, rung, frame, rank)
 
     def _take_connection(self) -> tuple[Connection, bool]:
         """Where to send, and whether the stream may be used there.
@@ -150,6 +158,7 @@ class Turn:
         address: Address,
         rung: Callable[[], Rung],
         frame: memoryview,
+        rank: float,
     ) -> None:
         self.prepared: Prepared
         self.rung: Rung
@@ -160,6 +169,7 @@ class Turn:
         self._address = address
         self._rung = rung
         self._frame = frame
+        self._rank = rank
         self._connection: Connection | None = None
         self._sent = False
 
@@ -173,7 +183,7 @@ class Turn:
         lane, asked = self._lane, time.monotonic()
         lane.waiting += 1
         try:
-            await lane._coding.acquire()
+            await lane._coding.borrow(self._rank)
             try:
                 begun = time.monotonic()
                 self.prepared = await self._code()
@@ -204,7 +214,7 @@ class Turn:
             self._lane._client.let_go(self._connection)
         if not sent:
             self._lane.begin_anew()
-            self._lane._coding.release()
+            self._lane._coding.add(None)
 
     async def _code(self) -> Prepared:
         lane, rung = self._lane, self._rung()
@@ -225,7 +235,7 @@ class Turn:
         the next of the connection, or the connection's last.
         """
         connection, self._sent = self.connection, True
-        self._lane._coding.release()
+        self._lane._coding.add(None)
         sealed_before = connection.seal_seconds
         size = await connection.send(self.prepared.message)
         self.seal_seconds = connection.seal_seconds - sealed_before

@@ -214,11 +214,19 @@ class Transfer:
         """A disk has no more chunks to carry."""
         self._turns.finished(disk)
 
+    def rank(self, disk: int, size: int) -> float:
+        """The place of so many bytes of a disk among those that wait for the link."""
+        return self._sharing.rank(disk, size)
+
+    def has_turn(self, rank: float) -> None:
+        """What had that place waits no more."""
+        self._sharing.sending(rank)
+
     async def borrow(self, disk: int, size: int) -> Connection:
         """Wait for a connection for so many bytes of a disk; to be given back to the client."""
-        rank = self._sharing.rank(disk, size)
+        rank = self.rank(disk, size)
         connection = await self.client.borrow(rank)
-        self._sharing.sending(rank)
+        self.has_turn(rank)
         return connection
 
     def _disk_delay(self, disk: int) -> float:

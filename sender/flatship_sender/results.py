@@ -5,6 +5,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from flatship_protocol.constants import CHUNK_SIZE
 from flatship_sender import figures
 from flatship_sender.convergence import Downtime, PassReport
 from flatship_sender.pass_words import downtime_line
@@ -32,8 +33,9 @@ class Bytes(msgspec.Struct, frozen=True, kw_only=True):
     ``held`` was at the receiver before the last session began. ``changed`` was there too, but
     is another in the source now, and was sent again; ``kept`` is that part of it, and of ``sent``,
     that did not cross the wire: pages that are as they were. ``known`` is the part of ``sent`` that
-    did not because the receiver has it elsewhere. ``resent`` is that part of ``sent`` which was
-    lost with a session before it was acknowledged.
+    did not because the receiver has it elsewhere. ``wanted`` was sent a second time, in whole
+    chunks, because the receiver had not all that it was to keep or copy. ``resent`` is that part
+    of ``sent`` which was lost with a session before it was acknowledged.
     """
 
     read: int
@@ -42,6 +44,7 @@ class Bytes(msgspec.Struct, frozen=True, kw_only=True):
     changed: int
     kept: int
     known: int
+    wanted: int
     sent: int
     resent: int
     payload: dict[str, int]
@@ -228,6 +231,7 @@ def _bytes(disks: Sequence[DiskProgress], wire: int) -> Bytes:
         changed=sum(disk.changed for disk in disks),
         kept=sum(disk.kept for disk in disks),
         known=sum(disk.known for disk in disks),
+        wanted=sum(disk.wanted for disk in disks) * CHUNK_SIZE,
         sent=sum(disk.sent for disk in disks),
         resent=sum(disk.resent for disk in disks),
         payload=_summed(disk.payload for disk in disks),

@@ -174,9 +174,11 @@ class Wire:
         return message
 
     def expect(self, kind: type[M]) -> M:
-        """The next message of a kind; STORED and PROVING before it are passed over."""
+        """The next message of a kind; STORED, PROVING and PING before it are passed over."""
         while not isinstance(message := self.receive(), kind):
-            assert isinstance(message, Stored | Proving), f"{message} where {kind.__name__} was due"
+            assert isinstance(message, Stored | Proving | Ping), (
+                f"{message} where {kind.__name__} was due"
+            )
         return message
 
     def rest(self) -> list[Message]:

@@ -162,7 +162,7 @@ def test_every_way_of_compressing(pair: Pair, vm: str, tmp_path: Path, compressi
     if compression == "off":
         assert set(disk["bytes"]["payload"]) == {"raw"}
     elif compression != "auto":
-        assert disk["bytes"]["payload"]["zstd"] > 0
+        assert disk["bytes"]["payload"]["history"] > 0
         assert disk["ratio"] > 1.2
 
 
@@ -339,10 +339,14 @@ def test_every_content_id_and_uuid_is_its_own(pair: Pair, vm: str, tmp_path: Pat
             assert not {line for line in one if line.startswith(key)} & set(other)
 
 
+# What other tests have sent is not to make these disks any smaller on the wire.
+UNKNOWN = ("--limit", "16MB", "--index-limit", "0")
+
+
 def test_a_small_disk_does_not_wait_for_large_ones(pair: Pair, vm: str, tmp_path: Path) -> None:
     large = [make_data_disk(tmp_path / f"{n}.raw", 24 * MIB, seed=n) for n in range(3)]
     small = make_data_disk(tmp_path / "small.raw", 4 * MIB, seed=9)
-    run = pair.send(*large, small, vm=vm, options=("--limit", "16MB")).expect(0)
+    run = pair.send(*large, small, vm=vm, options=UNKNOWN).expect(0)
     *others, last = (disk["seconds"]["total"] for disk in run.disks)
     assert last < min(others) / 2
 
@@ -351,7 +355,6 @@ def test_disks_that_are_sent_in_their_order_leave_the_link_to_the_first(
     pair: Pair, vm: str, tmp_path: Path
 ) -> None:
     disks = [make_data_disk(tmp_path / f"{n}.raw", 24 * MIB, seed=n) for n in range(3)]
-    options = ("--limit", "16MB", "--order", "given")
-    run = pair.send(*disks, vm=vm, options=options).expect(0)
+    run = pair.send(*disks, vm=vm, options=(*UNKNOWN, "--order", "given")).expect(0)
     first, second, third = (disk["seconds"]["total"] for disk in run.disks)
-    assert first < 0.7 * second < second < third
+    assert first < 0.85 * second < second < third  # 0.93 and more where they share alike

@@ -74,6 +74,7 @@ def test_json_of_a_published_disk_has_every_promised_field() -> None:
             "changed": 0,
             "kept": 0,
             "known": 0,
+            "wanted": 0,
             "sent": 60 * GIB,
             "resent": GIB,
             "payload": {"raw": 5 * GIB, "zstd": 15 * GIB},
