@@ -25,7 +25,7 @@ ALIKE: Final = 2.0  # times as long an interval as another still counts for the 
 IMPROVEMENT: Final = 0.1  # share by which a pass must shorten the projection to be worth it
 IDLE_PASSES: Final = 2  # passes in a row that did not, after which no more are made
 CLOSE: Final = 0.9  # of the link: so much change leaves too little of it to catch up
-LINK_BOUND: Final = 0.5  # share of the time that connections are held up when the link is
+LINK_BOUND: Final = 0.5  # share of the time for which a link that is the bottleneck holds chunks up
 
 
 class PassFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,7 +33,7 @@ class PassFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     ``began`` counts from 1970. ``opening`` is the time until data could be sent, ``carrying``
     that until all was, ``proving`` the rest of ``seconds``. ``reading`` is what reading and
-    digesting alone took of ``carrying``, ``sending`` for how much of it connections were held
+    digesting alone took of ``carrying``, ``sending`` for how much of it the link held chunks
     up. ``changed`` is what the receiver held otherwise, in pages where it held pages; of
     ``fresh`` it held nothing.
     """

@@ -143,7 +143,7 @@ class Passes:
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
-    """Sums over the disks: bytes, and seconds that workers and connections were busy."""
+    """Sums over the disks: bytes, and seconds that workers and the link were busy."""
 
     read: int
     sent: int
@@ -165,8 +165,7 @@ class _Counts:
             reading=sum(
                 disk.stage_seconds["read"] + disk.stage_seconds["digest"] for disk in disks
             ),
-            sending=sum(disk.stage_seconds["send"] for disk in disks)
-            / max(1, progress.connections),
+            sending=progress.link_seconds,
         )
 
     def less(self, other: "_Counts") -> "_Counts":
@@ -194,7 +193,7 @@ def _figures(
         carrying=max(0.0, proving - sending),
         proving=max(0.0, ended - proving),
         reading=counts.reading / workers,
-        sending=max(0.0, counts.sending),
+        sending=counts.sending,
         read=counts.read,
         changed=max(0, counts.changed - counts.kept),
         fresh=max(0, counts.sent - counts.changed),

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from disks import MIB, make_data_disk, same_content
 from processes import Pair, wait_until
 
@@ -71,10 +70,6 @@ def test_passes_are_made_until_the_downtime_fits(pair: Pair, vm: str, tmp_path: 
     assert json.loads(lines[-1])["vm"] == vm
 
 
-@pytest.mark.xfail(
-    reason="where chunks are coded in lanes, waiting for a limited link passes for reading",
-    strict=False,
-)
 def test_a_guest_that_writes_faster_than_the_link_is_said_not_to_converge(
     pair: Pair, vm: str, tmp_path: Path
 ) -> None:

@@ -36,7 +36,6 @@ class World:
         self.progress = TransferProgress(
             "esx", "web", [DiskProgress(f"s{n}", f"web/{n}", SIZE) for n in range(disks)]
         )
-        self.progress.connections = 4
         self.warnings: list[str] = []
 
     async def run(self) -> None:
@@ -52,7 +51,7 @@ class World:
             disk.sending = self.now + 1
             disk.read += SIZE
             disk.stage_seconds["read"] += 8.0
-            disk.stage_seconds["send"] += 4 * change / (10 * MIB)
+            self.progress.link_seconds += change / (10 * MIB)
             disk.sent += change
             disk.changed += change if self.passes > 1 else 0
             disk.wire += change
