@@ -34,7 +34,7 @@ deb: $(VENV_READY) ## the Debian packages of both ends, into dist
 
 guards: $(VENV_READY) ## remove one guard after another, and see a test fail for each
 	@scripts/debian-packages test
-	@$(PYTHON) scripts/guards.py
+	@$(PYTHON) scripts/guards
 
 crash: $(VENV_READY) ## cut the power while disks are received on ext4 and XFS; needs root
 	@scripts/debian-packages test

@@ -142,7 +142,7 @@ def main(arguments: Sequence[str]) -> None:
     if role == "sender":
         from flatship_sender.cli import cli  # noqa: PLC0415  # one page, one program
     else:
-        from flatship_receiver.cli import cli  # noqa: PLC0415
+        from flatship_receiver.cli import cli  # noqa: PLC0415  # likewise
     made = time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
     summary = str(cli.help).removesuffix(".")
     manual = (ROOT / role / "README.md").read_text(encoding="utf-8")

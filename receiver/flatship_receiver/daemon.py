@@ -19,6 +19,7 @@ from flatship_protocol.errors import ErrorCode
 from flatship_receiver.admission import Admission
 from flatship_receiver.authorized_senders import AuthorizedSenders
 from flatship_receiver.config import Config
+from flatship_receiver.datastore_space import SpaceSample
 from flatship_receiver.datastores.base import Datastore
 from flatship_receiver.datastores.local import LocalDatastore
 from flatship_receiver.facilities import Facilities, Store
@@ -26,7 +27,7 @@ from flatship_receiver.images import stands
 from flatship_receiver.invitations import Invitations
 from flatship_receiver.journal import AsyncJournal, ImageState, Journal
 from flatship_receiver.listener import BACKLOG, Listener
-from flatship_receiver.metrics import ReceiverMetrics, SpaceSample
+from flatship_receiver.metrics import ReceiverMetrics
 from flatship_receiver.reservations import Reservations
 from flatship_receiver.sessions import Sessions
 from flatship_service.congestion import use_congestion_control

@@ -39,7 +39,8 @@ from flatship_receiver.conversation import Refused, say_and_close
 from flatship_receiver.invitations import Invitations
 from flatship_receiver.metrics import ReceiverMetrics
 from flatship_receiver.peers import Peer
-from flatship_receiver.sessions import Caller, Sessions
+from flatship_receiver.session import Caller
+from flatship_receiver.sessions import Sessions
 from flatship_service.errors import OperatorError
 from flatship_service.keys import Identity, fingerprint
 

@@ -16,8 +16,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from flatship_protocol.constants import PROTOCOL_VERSION
-from flatship_protocol.errors import DatastoreError
 from flatship_receiver.admission import Refusal
+from flatship_receiver.datastore_space import Space, SpaceSample
 from flatship_receiver.stalls import WaitsFor
 from flatship_service.printable import printable
 
@@ -26,9 +26,6 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"  # what generat
 RETENTION: Final = 3600.0  # seconds that the series of a finished disk remain
 MAX_DISKS: Final = 4096  # disks with series of their own; the oldest give way
 MAX_LABEL: Final = 200  # characters of a label's value
-SPACE_FRESH: Final = 1.0  # seconds for which an answer about space is not asked again
-SPACE_STALE: Final = 60.0  # seconds after which an answer without a successor is void
-SPACE_PATIENCE: Final = 0.25  # seconds that a scrape waits for an answer, once a question
 LATENCY_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 30)
 
 FINAL_DISK_STATES: Final = frozenset({"complete", "unpublished", "failed"})
@@ -56,15 +53,6 @@ REJECT_REASONS: Final = (
     "duplicate_differs",
     OTHER,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceSample:
-    """A datastore's space, in bytes; ``reserved`` is promised to disks being written."""
-
-    size: int
-    free: int
-    reserved: int
 
 
 class DatastoreMetrics:
@@ -272,48 +260,15 @@ class _Reasons:
         self._children.get(reason, self._children[OTHER]).inc()
 
 
-class _Space:
-    """The space of one datastore: asked in a thread, since statvfs(2) may never return."""
-
-    def __init__(self, ask: Callable[[], SpaceSample], monotonic: Callable[[], float]) -> None:
-        self._ask = ask
-        self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._question: threading.Thread | None = None
-        self._answer: SpaceSample | None = None
-        self._answered = float("-inf")
-
-    def sample(self) -> SpaceSample | None:
-        """What is known of the space; None if the datastore is missing or hangs."""
-        with self._lock:
-            open_question = self._question is not None and self._question.is_alive()
-            if not open_question and self._age() >= SPACE_FRESH:
-                # A daemon thread: one that hangs must not keep the process from ending.
-                self._question = threading.Thread(target=self._update, daemon=True)
-                self._question.start()
-                self._question.join(SPACE_PATIENCE)
-            return self._answer if self._age() < SPACE_STALE else None
-
-    def _update(self) -> None:
-        try:
-            self._answer = self._ask()
-        except (DatastoreError, OSError):
-            self._answer = None
-        self._answered = self._monotonic()
-
-    def _age(self) -> float:
-        return self._monotonic() - self._answered
-
-
 class _Spaces(Collector):
     """Sizes of the datastores, asked at scrapes."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._spaces: dict[str, _Space] = {}
+        self._spaces: dict[str, Space] = {}
 
     def add(self, name: str, ask: Callable[[], SpaceSample]) -> None:
-        self._spaces[name] = _Space(ask, self._monotonic)
+        self._spaces[name] = Space(ask, self._monotonic)
 
     def collect(self) -> Iterator[Metric]:
         """Sizes of the datastores that answer, and which ones do."""

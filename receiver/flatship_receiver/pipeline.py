@@ -7,6 +7,8 @@ pass is complete the same task proves the image and publishes it.
 
 What is on record is durable, and the other way round is kept up: before a chunk
 that is on record is written again, the record forgets it (``Holdings.let_go``).
+
+Long because the order of write, flush, record and acknowledgement is read in one place.
 """
 
 import asyncio

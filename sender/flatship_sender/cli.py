@@ -16,11 +16,13 @@ from flatship_protocol.invitation import decode_invitation
 from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
 from flatship_sender.compression import MAX_LEVEL, MIN_LEVEL, Policy
 from flatship_sender.config import MIN_LIMIT, TOO_LOW
-from flatship_sender.daemon import DEFAULT_CONNECTIONS, Order, SendOptions, Target, pair
+from flatship_sender.daemon import DEFAULT_CONNECTIONS
 from flatship_sender.daemon import send as send_disks
 from flatship_sender.display import choose_display
 from flatship_sender.inspect import InspectionReport, describe, inspect
+from flatship_sender.order import Order, SendOptions, Target
 from flatship_sender.page_indexes import DEFAULT_LIMIT
+from flatship_sender.pairing import pair
 from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.receivers import Receivers, default_name
 from flatship_sender.results import from_progress, render_table, to_json

@@ -12,11 +12,12 @@ rung that was to be much faster and is not is left again: it was not the link th
 the receiver behind it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from flatship_protocol.constants import CHUNK_SIZE
+from flatship_sender.looks import Look, Window
+from flatship_sender.rungs import ALONE, WITH_HISTORY, Rung
 
 Policy: TypeAlias = Literal["auto", "off"] | int
 
@@ -24,43 +25,6 @@ MIN_LEVEL: Final = -7
 MAX_LEVEL: Final = 19
 FIRST_HISTORY_LEVEL: Final = 1  # below it a frame of its own is quicker, and yields as much
 
-
-@dataclass(frozen=True, slots=True)
-class Rung:
-    """How to code a chunk, and what that does on a machine and disk like those of the table.
-
-    Attributes:
-        level: Of zstd; None is raw.
-        speed: Bytes of disk per second of a core.
-        ratio: Bytes of disk per byte of payload.
-        history: As part of a stream with what went before, not as a frame of its own.
-    """
-
-    level: int | None
-    speed: float
-    ratio: float
-    history: bool = False
-
-
-# Measured on 1 MiB chunks of a Debian guest's disk (tests/benchmarks/results, compression-notes).
-# Each costs more than the one before it and yields more.
-ALONE: Final[Sequence[Rung]] = (
-    Rung(None, float("inf"), 1.0),
-    Rung(-5, 790e6, 2.34),
-    Rung(-1, 580e6, 2.80),
-    Rung(1, 500e6, 3.07),
-    Rung(3, 270e6, 3.31),
-    Rung(6, 105e6, 3.46),
-    Rung(9, 65e6, 3.50),
-)
-WITH_HISTORY: Final[Sequence[Rung]] = (
-    *ALONE[:5],
-    Rung(3, 210e6, 3.40, history=True),
-    Rung(6, 103e6, 3.57, history=True),
-    Rung(9, 60e6, 3.64, history=True),
-    Rung(16, 5.7e6, 3.80, history=True),
-    Rung(18, 3.8e6, 3.93, history=True),
-)
 
 CPU_PER_BYTE: Final = 1 / 1.5e9  # seconds of a core for all but compression, before it is known
 CPU_PER_BYTE_BOUNDS: Final = (1 / 5e9, 1 / 1e8)
@@ -101,32 +65,6 @@ EFFICIENCY_BOUNDS: Final = (0.2, 1.2)
 FORGIVEN: Final = 60.0  # seconds after which processors are thought to achieve what they should
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """What happened in a stretch of time.
-
-    Attributes:
-        seconds: How long it was.
-        wire: Bytes that went onto the wire.
-        sent: Bytes of the disk that they were.
-        held_up: Seconds in which the link kept at least one chunk waiting.
-        compressing: Seconds that workers spent in compression, all together.
-        working: And in all that they do.
-        used: Processor seconds of this process; None: unknown.
-        cores: How many were used or idle; a receiver on the same machine leaves fewer. Where raw
-            is in force, that is what there is to compress with. None: unknown.
-    """
-
-    seconds: float
-    wire: int
-    sent: int
-    held_up: float
-    compressing: float = 0.0
-    working: float = 0.0
-    used: float | None = None
-    cores: float | None = None
-
-
 class CompressionController:
     """Chooses a rung for each chunk.
 
@@ -153,7 +91,7 @@ class CompressionController:
         self._now = 0.0  # the sum of all windows
         self._changed_at = -DWELL
         self._sent = 0  # bytes of disk since then
-        self._look = _Look()
+        self._look = Look()
         self._starved = False  # in the last look, by the rung in force
         self._trial: _Trial | None = None
         self._bar: _Bar | None = None
@@ -241,7 +179,7 @@ class CompressionController:
         if window.cores is not None:
             self._cores += 0.5 * (max(window.cores, LEAST_CORES) - self._cores)
         if self._now - self._changed_at <= SETTLING:
-            self._look = _Look()
+            self._look = Look()
             return
         look = self._look
         look.add(window)
@@ -250,15 +188,15 @@ class CompressionController:
         full = look.held_up >= HELD_UP * look.seconds
         if look.wire == 0:  # not one chunk has gone
             if not full:
-                self._look = _Look()
+                self._look = Look()
                 return
             look.wire = look.sent = CHUNK_SIZE
-        self._look = _Look()
+        self._look = Look()
         self._learn(look, full=full)
         if self._policy == "auto" and not self._take_back(look, full=full):
             self._choose()
 
-    def _is_enough(self, look: "_Look") -> bool:
+    def _is_enough(self, look: Look) -> bool:
         """Whether a look says something; of a link that idles it need not say much."""
         shortest, longest = LOOK_SECONDS
         if look.seconds >= longest:
@@ -268,7 +206,7 @@ class CompressionController:
         idles = look.held_up < IDLE * look.seconds
         return look.seconds >= 2 * shortest if idles else look.wire >= LOOK_BYTES
 
-    def _learn(self, look: "_Look", *, full: bool) -> None:
+    def _learn(self, look: Look, *, full: bool) -> None:
         rate = look.wire / look.seconds
         starving = not full and self._is_working(look)
         self._starved = starving
@@ -287,7 +225,7 @@ class CompressionController:
         else:
             self._efficiency += min(1.0, look.seconds / FORGIVEN) * (1.0 - self._efficiency)
 
-    def _learn_link(self, look: "_Look", rate: float, *, full: bool, starving: bool) -> None:
+    def _learn_link(self, look: Look, rate: float, *, full: bool, starving: bool) -> None:
         if full:
             sample = rate * look.seconds / look.held_up
             if self._link is None or sample * OTHER_LINK < self._link:
@@ -301,7 +239,7 @@ class CompressionController:
             else:
                 self._link = max(self._link, rate)
 
-    def _is_working(self, look: "_Look") -> bool:
+    def _is_working(self, look: Look) -> bool:
         """Whether it is compression that holds the link up."""
         if self._rung.level is None or look.compressing < 0.3 * look.working:
             return False
@@ -311,7 +249,7 @@ class CompressionController:
             or look.working >= 0.75 * self._workers * look.seconds
         )
 
-    def _take_back(self, look: "_Look", *, full: bool) -> bool:
+    def _take_back(self, look: Look, *, full: bool) -> bool:
         """End a trial; True if the change was no good, and is undone."""
         trial, self._trial = self._trial, None
         if trial is None or not full:  # an idle link: it is the processors that are slow
@@ -373,7 +311,7 @@ class CompressionController:
     def _change(self, rung: Rung) -> None:
         self._rung = rung
         self._changed_at, self._sent = self._now, 0
-        self._look = _Look()
+        self._look = Look()
 
     def _costlier(self, rung: Rung) -> bool:
         return self._ladder.index(rung) > self._ladder.index(self._rung)
@@ -399,30 +337,6 @@ class CompressionController:
     def _cost(self, rung: Rung) -> float:
         """Seconds of a core for the compression of a byte."""
         return self._machine * self._own.get(rung, 1.0) / rung.speed
-
-
-@dataclass(slots=True)
-class _Look:
-    """Windows that are looked at together."""
-
-    seconds: float = 0.0
-    wire: int = 0
-    sent: int = 0
-    held_up: float = 0.0
-    compressing: float = 0.0
-    working: float = 0.0
-    used: float | None = None
-    coding: float = 0.0  # processor seconds of compression
-
-    def add(self, window: Window) -> None:
-        self.seconds += window.seconds
-        self.wire += window.wire
-        self.sent += window.sent
-        self.held_up += window.held_up
-        self.compressing += window.compressing
-        self.working += window.working
-        if window.used is not None:
-            self.used = (self.used or 0.0) + window.used
 
 
 @dataclass(frozen=True, slots=True)

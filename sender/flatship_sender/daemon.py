@@ -2,28 +2,23 @@
 
 import asyncio
 import os
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import inf
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from flatship_protocol.endpoint import Endpoint
-from flatship_protocol.errors import TransferError, UsageError
+from flatship_protocol.errors import TransferError
 from flatship_protocol.extents import ExtentKind
-from flatship_protocol.handshake import pair_psk, standing_psk
-from flatship_protocol.invitation import Invitation
-from flatship_protocol.messages import Adapter, DiskFormat, Goodbye, OpenDisk, Provisioning, encode
-from flatship_protocol.names import check_name
-from flatship_sender.claims import SESSION_ID_SIZE, Claim, claim
-from flatship_sender.client import Client, Lifetime
-from flatship_sender.compression import CompressionController, Policy
+from flatship_protocol.messages import OpenDisk
+from flatship_sender.claims import Claim, claim
+from flatship_sender.client import Client
+from flatship_sender.compression import CompressionController
 from flatship_sender.config import Config, configure
-from flatship_sender.connecting import Credentials, SessionName, connect, dial_tcp
+from flatship_sender.connecting import Credentials, SessionName, dial_tcp
 from flatship_sender.disk_memory import DiskMemory
 from flatship_sender.display import Display, following
 from flatship_sender.downtimes import Disk, Downtimes
@@ -31,21 +26,19 @@ from flatship_sender.incarnations import Incarnations
 from flatship_sender.job import FIRST_PASS, Job
 from flatship_sender.limits import Limiter
 from flatship_sender.observer import Unobserved
-from flatship_sender.page_indexes import DEFAULT_LIMIT, PageIndexes, Place
+from flatship_sender.order import Order, Outcome, check_names, disk_names, distinct
+from flatship_sender.page_indexes import PageIndexes, Place
 from flatship_sender.passes import Passes
-from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import DiskProgress, TransferProgress
-from flatship_sender.receivers import Receiver, Receivers
+from flatship_sender.receivers import Receivers
 from flatship_sender.shares import Table
-from flatship_sender.sharing import Precedence
 from flatship_sender.sources.base import BlockSource
 from flatship_sender.sources.raw import open_source
 from flatship_sender.throttle import Throttle
 from flatship_service.cli import INTERRUPTED, tell
 from flatship_service.errors import ConfigError
 from flatship_service.http import HttpEndpoint
-from flatship_service.keys import Identity
 from flatship_service.leaving import leave_without_threads
 from flatship_service.signals import on_hangup, stop_on_signal
 from flatship_service.workers import Workers
@@ -55,54 +48,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CONNECTIONS: Final = 4
 WORTH_A_CONNECTION: Final = 64 << 10  # bytes per second; a limit makes no thinner ones
-MAX_DISKS: Final = 256  # of a machine in vSphere, and in a session at the receiver
 STOP_TIMEOUT: Final = 5.0  # seconds an interrupted transfer gets to say goodbye
 LEAVE_TIMEOUT: Final = 2.0  # seconds after that for reads of sources to return
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What the disks become at the receiver."""
-
-    vm: str
-    datastore: str
-    format: DiskFormat
-    provisioning: Provisioning
-    adapter: Adapter
-    hardware_version: int
-    replace: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SendOptions:
-    """How disks are sent.
-
-    ``limit`` is in bytes per second on the wire, over all connections, ``disk_limit``
-    likewise, for each disk. ``patience`` is how many seconds without progress a lost
-    session is tried again; 0 for not at all. ``index_limit`` is how many bytes what is
-    known of pages may take, of all disks. ``until_downtime`` is how many seconds the final pass may
-    take: live passes are made until it does; None for a single one. ``congestion_control``
-    is TCP's, None for the file's. ``precedence`` is how the disks share the link.
-    """
-
-    connections: int
-    compression: Policy
-    limit: int | None
-    live: bool
-    dry_run: bool
-    http: Endpoint | None
-    lifetime: Lifetime = field(default_factory=Lifetime)
-    patience: float = DEFAULT_PATIENCE
-    index_limit: int = DEFAULT_LIMIT
-    disk_limit: int | None = None
-    until_downtime: float | None = None
-    congestion_control: str | None = None
-    precedence: Precedence = Precedence.FAIR
-
-
-def disk_names(vm: str, count: int) -> list[str]:
-    """Base names of a VM's disks, as the machine expects them: vm, vm_1, vm_2 …"""
-    return [vm if number == 0 else f"{vm}_{number}" for number in range(count)]
 
 
 def worthwhile(connections: int, limit: float) -> int:
@@ -110,40 +57,6 @@ def worthwhile(connections: int, limit: float) -> int:
     if limit == inf:
         return connections
     return min(connections, max(1, int(limit // WORTH_A_CONNECTION)))
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One command's work: which disks go where, how, and as whom.
-
-    ``command`` is the command line for a shell, told to whoever has to repeat it.
-    ``config`` is the configuration file, None for the system's.
-    """
-
-    paths: tuple[str, ...]
-    receiver: Receiver
-    identity: Identity
-    state: Path
-    target: Target
-    options: SendOptions
-    command: str = "the same command"
-    config: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of the disks, and what ended the session early, if anything did."""
-
-    progress: TransferProgress
-    failure: TransferError | None
-
-    @property
-    def exit_code(self) -> int:
-        """That of the first disk that failed, or of the session; 0 if all went well."""
-        codes = [disk.exit_code for disk in self.progress.disks if disk.exit_code]
-        if self.failure is not None:
-            codes.append(self.failure.exit_code)
-        return codes[0] if codes else 0
 
 
 def send(order: Order, display: Display, version: str) -> Outcome:
@@ -162,54 +75,38 @@ def send(order: Order, display: Display, version: str) -> Outcome:
 
     config = configure(order.config)
     begun = time.monotonic()
-    _check_names(order)
+    check_names(order)
     _check_limited(order, config)
     with ExitStack() as cleanup:
-        sources = [_open(path, order, cleanup) for path in _distinct(order.paths)]
+        sources = [_open(path, order, cleanup) for path in distinct(order.paths)]
         held = cleanup.enter_context(claim(order.state, order.receiver.name, order.target.vm))
         jobs = _jobs(sources, order, cleanup)
         workers = Workers(max(2, os.cpu_count() or 1), "flatship-worker")
         cleanup.callback(workers.close)
         table = Table(order.state)
         cleanup.callback(table.close)
-        return uvloop.run(_send(order, config, table, jobs, held, workers, display, version, begun))
+        command = _Command(order, config, table, jobs, held, workers, begun)
+        return uvloop.run(_send(command, display, version))
 
 
-async def pair(
-    invitation: Invitation, name: str, identity: Identity, receivers: Receivers
-) -> Receiver:
-    """Pair with the receiver that made ``invitation`` and keep it under ``name``.
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """What a command has taken hold of until its end. ``begun`` is on the monotonic clock."""
 
-    Raises:
-        TransferError: The receiver did not accept it; nothing was kept.
-    """
-    receivers.check_free(name, invitation.public)
-    receiver = Receiver(
-        name, invitation.endpoint, invitation.public, standing_psk(invitation.secret)
-    )
-    credentials = Credentials(identity.private, pair_psk(invitation.secret), invitation.id)
-    session = SessionName(secrets.token_bytes(SESSION_ID_SIZE), 1)
-    connection, _ = await connect(receiver, credentials, session, 0)
-    receivers.save(receiver)
-    await connection.send(encode(Goodbye(last=True), session.epoch))
-    connection.close()
-    return receiver
+    order: Order
+    config: Config
+    table: Table
+    jobs: Sequence[Job]
+    held: Claim
+    workers: Workers
+    begun: float
 
 
-async def _send(
-    order: Order,
-    config: Config,
-    table: Table,
-    jobs: Sequence[Job],
-    held: Claim,
-    workers: Workers,
-    display: Display,
-    version: str,
-    begun: float,
-) -> Outcome:
+async def _send(command: _Command, display: Display, version: str) -> Outcome:
+    order, config, workers = command.order, command.config, command.workers
     options = order.options
     progress = TransferProgress(
-        order.receiver.name, order.target.vm, [job.progress for job in jobs]
+        order.receiver.name, order.target.vm, [job.progress for job in command.jobs]
     )
     metrics = None if options.http is None else _metrics(progress, version)
     controller = CompressionController(options.compression, workers.count)
@@ -219,7 +116,7 @@ async def _send(
         lambda: configure(order.config),
         throttle,
         progress,
-        table,
+        command.table,
         workers,
         command=options.limit or inf,
         a_disk=options.disk_limit or inf,
@@ -254,9 +151,9 @@ async def _send(
         return transfer, client
 
     incarnations = Incarnations(
-        jobs,
+        command.jobs,
         progress,
-        held,
+        command.held,
         begin,
         connections=worthwhile(options.connections, limiter.ceiling),
         patience=options.patience,
@@ -268,7 +165,7 @@ async def _send(
         stop = cleanup.enter_context(stop_on_signal(asyncio.get_running_loop()))
         await cleanup.enter_async_context(_limits_kept(limiter, stop))
         await cleanup.enter_async_context(following(display, progress))
-        passes = _passes(order, jobs, incarnations, progress, workers, begun)
+        passes = _passes(command, incarnations, progress)
         running = asyncio.create_task(passes.run())
         failure = await _finish(running, incarnations, stop, display)
     if incarnations.shortfall is not None:
@@ -277,18 +174,13 @@ async def _send(
 
 
 def _passes(
-    order: Order,
-    jobs: Sequence[Job],
-    incarnations: Incarnations,
-    progress: TransferProgress,
-    workers: Workers,
-    begun: float,
+    command: _Command, incarnations: Incarnations, progress: TransferProgress
 ) -> Passes | Incarnations:
     """What makes the command's passes; a dry run makes none."""
-    options = order.options
+    order, options = command.order, command.order.options
     if options.dry_run:
         return incarnations
-    disks = [Disk(job.source.identity.hex(), job.source.size) for job in jobs]
+    disks = [Disk(job.source.identity.hex(), job.source.size) for job in command.jobs]
     return Passes(
         incarnations,
         progress,
@@ -301,8 +193,8 @@ def _passes(
         ),
         live=options.live,
         budget=options.until_downtime,
-        workers=workers.count,
-        begun=begun,
+        workers=command.workers.count,
+        begun=command.begun,
     )
 
 
@@ -394,34 +286,6 @@ def _check_limited(order: Order, config: Config) -> None:
         if name not in known:
             names = ", ".join(known)
             tell(f"warning: limits.receivers.{name}: there is no such receiver; known: {names}")
-
-
-def _check_names(order: Order) -> None:
-    target = order.target
-    if len(order.paths) > MAX_DISKS:
-        raise UsageError(
-            f"{len(order.paths)} disks are more than a virtual machine can have, {MAX_DISKS};"
-            " send those of each machine by a command of its own"
-        )
-    for name in disk_names(target.vm, len(order.paths)):
-        check_name(name)
-    if target.datastore:
-        check_name(target.datastore)
-
-
-def _distinct(paths: Sequence[str]) -> Sequence[str]:
-    """Refuse one disk named twice, which is a slip and would be sent as two."""
-    seen: dict[tuple[int, int], str] = {}
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError:
-            continue  # whoever opens it says why
-        disk = (0, status.st_rdev) if status.st_rdev else (status.st_dev, status.st_ino)
-        if disk in seen:
-            raise UsageError(f"{path} and {seen[disk]} are the same disk; name it once")
-        seen[disk] = path
-    return paths
 
 
 def _open(path: str, order: Order, cleanup: ExitStack) -> BlockSource:

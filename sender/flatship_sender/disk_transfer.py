@@ -8,18 +8,13 @@ its read to the end of its send.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final
 
-from flatship_protocol.connection import Connection, FramePool
 from flatship_protocol.constants import CHUNK_SIZE
 from flatship_protocol.digest import Manifest
-from flatship_protocol.errors import (
-    ConnectionLost,
-    PeerError,
-    TransferError,
-)
+from flatship_protocol.errors import ConnectionLost, PeerError, TransferError
 from flatship_protocol.extents import ExtentSet
 from flatship_protocol.messages import (
     Abandon,
@@ -28,32 +23,23 @@ from flatship_protocol.messages import (
     DiskProven,
     EndPass,
     Held,
-    ImageReference,
     Proving,
     Want,
     Zero,
 )
-from flatship_protocol.session import SenderSession, SenderState, ToSender
-from flatship_sender.client import Client
-from flatship_sender.compression import CompressionController, Rung
-from flatship_sender.copies import Copies
+from flatship_protocol.session import SenderState, ToSender
 from flatship_sender.held import HeldChunks
 from flatship_sender.job import FIRST_PASS, Cancelled, Defect, Job, RootDiffers
-from flatship_sender.lanes import Lanes
-from flatship_sender.observer import Observer
-from flatship_sender.occupied import Occupied
 from flatship_sender.page_index import PageIndex
 from flatship_sender.plan import ReadChunk, SkipHole, plan
-from flatship_sender.prepare import Address, Earlier, Laid, Prepared, lay_out, prepare
-from flatship_sender.progress import (
-    FINAL_STATES,
-    TransferState,
-)
-from flatship_sender.references import References
+from flatship_sender.prepare import Earlier, Laid, Prepared, lay_out, prepare
+from flatship_sender.progress import FINAL_STATES, TransferState
 from flatship_sender.refusals import RefusedByReceiver
+from flatship_sender.rungs import Rung
+from flatship_sender.shared import Shared
+from flatship_sender.shipping import Shipping
 from flatship_sender.stalls import allowance
 from flatship_sender.unanswered import Unanswered
-from flatship_service.workers import Workers
 
 PUMPS: Final = 8  # chunks of one disk under way at once
 PLAN_BATCH: Final = 256  # works asked of a source at a time
@@ -64,62 +50,6 @@ IN_DOUBT: Final = (
 )
 
 _SESSION_ERRORS: Final = (ConnectionLost, PeerError)  # all others end one disk
-
-
-class Shared(Protocol):
-    """What the disks of a session share, as each of them sees it; ``Transfer`` is that."""
-
-    session: SenderSession
-    controller: CompressionController
-    observer: Observer
-    workers: Workers
-    frames: FramePool
-    resumes: bool
-    deltas: bool
-    lanes: Lanes | None
-    link: Occupied
-    knows: bool
-    references: References
-
-    @property
-    def client(self) -> Client:
-        """The session's connections."""
-        ...
-
-    async def reserve(self, disk: int, work: ReadChunk, wanted: Callable[[], bool]) -> bool:
-        """Wait until a chunk has credit and a frame; False if it is not ``wanted`` any more.
-
-        ``carried`` is to follow.
-        """
-        ...
-
-    def carried(self, disk: int) -> None:
-        """A chunk has been sent, or is not to be, and its frame is free."""
-        ...
-
-    def finished(self, disk: int) -> None:
-        """A disk has no more chunks to carry."""
-        ...
-
-    def rank(self, disk: int, size: int) -> float:
-        """The place of so many bytes of a disk among those that wait for the link."""
-        ...
-
-    def has_turn(self, rank: float) -> None:
-        """What had that place waits no more."""
-        ...
-
-    async def borrow(self, disk: int, size: int) -> Connection:
-        """Wait for a connection for so many bytes of a disk; to be given back to the client."""
-        ...
-
-    async def zeros_stored(self, disk: int, wanted: Callable[[], bool]) -> None:
-        """Wait until no zeros of a disk are unacknowledged, or it is not ``wanted`` any more."""
-        ...
-
-    def wake(self) -> None:
-        """Let those who wait for credit, or for an acknowledgement, look again."""
-        ...
 
 
 class DiskTransfer:
@@ -139,11 +69,12 @@ class DiskTransfer:
         self._batch: deque[ReadChunk | SkipHole] = deque()
         self._planning = asyncio.Lock()
         self._zeros = ExtentSet()
-        self._chunks = 0
         self._index: PageIndex | None = None
-        self._copies: Copies | None = None
         self._lost: list[bytes] = []  # images from which the receiver cannot copy
         self._unanswered = Unanswered(job.source.size, self._manifest)
+        self._shipping = Shipping(
+            self.handle, transfer, self.progress, self._unanswered, lambda: bool(self._failure)
+        )
         self._answered = asyncio.Event()
 
     @property
@@ -215,19 +146,19 @@ class DiskTransfer:
         """Chunks are on the receiver's stable storage, as they were sent."""
         for laid in self._unanswered.stored(offsets):
             self._transfer.references.stored(laid.sources)
-        if self._copies is not None:
-            self._copies.settled(offsets)
+        if self._shipping.copies is not None:
+            self._shipping.copies.settled(offsets)
         self._answered.set()
 
     def _take_back(self, offset: int, length: int) -> None:
         """The receiver does not have what it was to have of some chunks: they go whole."""
         for laid in self._unanswered.take_back(offset, length):
-            self._chunks -= 1
+            self._shipping.chunks -= 1
             self.progress.kept -= laid.kept
             self.progress.known -= laid.known
             self.progress.wanted += 1
-            if self._copies is not None:
-                self._lost += self._copies.wanted(laid.copies)
+            if self._shipping.copies is not None:
+                self._lost += self._shipping.copies.wanted(laid.copies)
         self._answered.set()
 
     def _fail_by(self, error: Exception) -> None:
@@ -283,7 +214,7 @@ class DiskTransfer:
         )
         self._unanswered.index = self._index
         if transfer.knows:
-            self._copies = memory.copies(transfer.references)
+            self._shipping.copies = memory.copies(transfer.references)
 
     async def _is_more_wanted(self) -> bool:
         """Wait until the receiver has answered all that it was to keep a part of.
@@ -306,7 +237,7 @@ class DiskTransfer:
         self._raise_failure()
         self.progress.state = TransferState.PROVING
         self.progress.proving = time.monotonic()
-        await self._say(EndPass(self.handle, FIRST_PASS, self._chunks, root))
+        await self._say(EndPass(self.handle, FIRST_PASS, self._shipping.chunks, root))
         proven = await self._proven
         self._raise_failure()
         assert proven is not None
@@ -342,8 +273,8 @@ class DiskTransfer:
             if self._unanswered.wanted:
                 return self._unanswered.next_wanted()
             if not self._batch:
-                batch = await self._transfer.workers.run(_take, self._works, PLAN_BATCH)
-                self._batch.extend(batch)
+                batch = islice(self._works, PLAN_BATCH)
+                self._batch.extend(await self._transfer.workers.run(list, batch))
             return self._batch.popleft() if self._batch else None
 
     async def _skip(self, hole: SkipHole) -> None:
@@ -364,7 +295,7 @@ class DiskTransfer:
             laid, prepared = await self._prepare(work, rung, frame)
             self._account(laid)
             if prepared is not None:
-                self._account_coding(rung, prepared)
+                self._shipping.account(rung, prepared)
             if self._failure is not None:
                 return
             if not laid.travels:
@@ -375,9 +306,9 @@ class DiskTransfer:
                 else:
                     await self._collect_zeros(work)
             elif prepared is not None:
-                await self._ship(prepared)
+                await self._shipping.send(prepared)
             else:
-                await self._ship_by_lane(laid, frame)
+                await self._shipping.send_by_lane(laid, frame)
         finally:
             transfer.frames.release(frame)
             transfer.carried(self.handle)
@@ -389,15 +320,11 @@ class DiskTransfer:
         run, source, earlier = self._transfer.workers.run, self._job.source, self._earlier(work)
         if rung.history:
             return await run(lay_out, source, work, frame, earlier), None
-        return await run(prepare, source, work, self._address, rung.level, frame, earlier)
-
-    @property
-    def _address(self) -> Address:
-        return Address(self.handle, FIRST_PASS, self._transfer.session.epoch)
+        return await run(prepare, source, work, self._shipping.address, rung.level, frame, earlier)
 
     def _earlier(self, work: ReadChunk) -> Earlier:
         """What an earlier pass over a chunk has left at both ends."""
-        copies = self._copies
+        copies = self._shipping.copies
         # Where the link keeps up with the disk, there is no gain in sending less.
         if copies is not None and not (copies.known.any or self._transfer.controller.link_is_slow):
             copies = None
@@ -409,74 +336,6 @@ class DiskTransfer:
         mostly = self.progress.known * 2 > self.progress.sent
         return Earlier(digest, self._index, remember, copies, level, mostly)
 
-    async def _ship(self, prepared: Prepared) -> None:
-        """Send one prepared chunk on the next connection that is free.
-
-        Cancelled half way it costs the connection, and is cancelled only when the session ends.
-        """
-        transfer, asked = self._transfer, time.monotonic()
-        connection = await transfer.borrow(self.handle, len(prepared.message))
-        try:
-            borrowed = time.monotonic()
-            await self._announce(connection, prepared.laid)
-            if self._failure is not None:
-                return
-            self._goes_out(prepared, borrowed)
-            sealed_before = connection.seal_seconds
-            with transfer.link:
-                wire = await connection.send(prepared.message)
-            seal = connection.seal_seconds - sealed_before
-        finally:
-            transfer.client.give_back(connection)
-        self._went_out(prepared, wire, borrowed - asked, seal, time.monotonic() - borrowed)
-
-    async def _ship_by_lane(self, laid: Laid, frame: memoryview) -> None:
-        """Have one chunk coded in a lane, and send it there."""
-        transfer = self._transfer
-        assert transfer.lanes is not None
-        lane = transfer.lanes.lane(self.handle, laid.work.offset)
-        rank = transfer.rank(self.handle, laid.literal)
-        async with lane.turn(
-            laid, self._address, lambda: transfer.controller.rung, frame, rank
-        ) as turn:
-            transfer.has_turn(rank)
-            self._account_coding(turn.rung, turn.prepared)
-            begun = time.monotonic()
-            await self._announce(turn.connection, laid)
-            if self._failure is not None:
-                return
-            self._goes_out(turn.prepared, begun)
-            with transfer.link:
-                wire = await turn.send()
-            took = time.monotonic() - begun
-        self._went_out(turn.prepared, wire, turn.waited, turn.seal_seconds, took)
-
-    def _goes_out(self, prepared: Prepared, now: float) -> None:
-        self._unanswered.sent(prepared.laid)
-        if self._copies is not None:
-            self._copies.underway(prepared.chunk.offset)
-        self._transfer.session.send(prepared.chunk, now)
-        self._chunks += 1
-
-    def _went_out(
-        self, prepared: Prepared, wire: int, wait: float, seal: float, took: float
-    ) -> None:
-        progress, chunk = self.progress, prepared.chunk
-        progress.wire += wire
-        progress.sent += chunk.length
-        progress.kept += prepared.laid.kept
-        progress.known += prepared.laid.known
-        progress.payload[chunk.codec.name.lower()] += prepared.payload
-        progress.stage_seconds["wait"] += wait
-        progress.stage_seconds["seal"] += seal
-        progress.stage_seconds["send"] += took - seal
-
-    async def _announce(self, connection: Connection, laid: Laid) -> None:
-        """Tell the receiver which images a chunk copies from, where this connection has not yet."""
-        references = {copy.reference for copy in laid.copies}
-        for number, image in self._transfer.references.unannounced(connection, references):
-            await self._transfer.client.send_on(connection, ImageReference(number, image))
-
     def _account(self, laid: Laid) -> None:
         progress, work = self.progress, laid.work
         progress.read += work.length
@@ -484,19 +343,6 @@ class DiskTransfer:
             progress.changed += self._changed(work, is_zero=laid.digest is None)
         progress.stage_seconds["read"] += laid.read_seconds
         progress.stage_seconds["digest"] += laid.digest_seconds
-
-    def _account_coding(self, rung: Rung, prepared: Prepared) -> None:
-        progress, controller = self.progress, self._transfer.controller
-        progress.stage_seconds["compress"] += prepared.compress_seconds
-        if not prepared.laid.is_guess:
-            controller.note_chunk(
-                rung,
-                prepared.laid.literal,
-                prepared.payload,
-                prepared.processor_seconds,
-                coded=prepared.coded,
-            )
-        progress.level, progress.history = controller.rung.level, controller.rung.history
 
     def _changed(self, work: ReadChunk, *, is_zero: bool) -> int:
         """Bytes of a chunk that the receiver holds otherwise than it was read now."""
@@ -552,7 +398,3 @@ class DiskTransfer:
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
-
-
-def _take(works: Iterator[ReadChunk | SkipHole], count: int) -> list[ReadChunk | SkipHole]:
-    return list(islice(works, count))

@@ -21,9 +21,9 @@ from flatship_protocol.codec import HistoryEncoder
 from flatship_protocol.connection import Connection
 from flatship_protocol.constants import CHUNK_SIZE
 from flatship_sender.client import Client
-from flatship_sender.compression import Rung
 from flatship_sender.lending import Lending
 from flatship_sender.prepare import Address, Laid, Prepared, encode
+from flatship_sender.rungs import Rung
 from flatship_service.workers import Workers
 
 GROUP: Final = 4 * CHUNK_SIZE  # bytes of neighbouring chunks that go to one lane

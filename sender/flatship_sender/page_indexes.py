@@ -137,7 +137,7 @@ class PageIndexes:
     def _known_pages(self, place: Place, secret: bytes) -> "KnownPages":
         # Only those who look for known pages wait for numpy. One thread is enough for its sums.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        from flatship_sender.known_pages import KnownPages  # noqa: PLC0415
+        from flatship_sender.known_pages import KnownPages  # noqa: PLC0415  # see above
 
         with self._turn:
             known = self._known.get(place.store)

@@ -27,11 +27,12 @@ from flatship_protocol.messages import (
 )
 from flatship_protocol.session import SenderSession, ToSender
 from flatship_sender.client import Client
-from flatship_sender.compression import CompressionController, Window
+from flatship_sender.compression import CompressionController
 from flatship_sender.disk_limit import DiskLimit
 from flatship_sender.disk_transfer import DiskTransfer
 from flatship_sender.job import Cancelled, Job
 from flatship_sender.lanes import Lanes
+from flatship_sender.looks import Window
 from flatship_sender.observer import Observer
 from flatship_sender.occupied import Occupied
 from flatship_sender.plan import ReadChunk
@@ -94,6 +95,7 @@ class Transfer:
         self.references = References()
         self.lanes: Lanes | None = None  # where chunks are coded as streams, if that was agreed on
         self.link = Occupied()  # while it holds a chunk up
+        self._link_seconds_before = progress.link_seconds
         self._sharing = Sharing(precedence)
         handles = {job.opening.disk for job in jobs}
         self._turns = Turns(self.session, self._sharing, FRAMES, handles)
@@ -154,7 +156,7 @@ class Transfer:
                     disk.fail(cause)
                 raise cause from None
         finally:
-            self._count_wire()
+            self._count_link()
             client.close()
 
     async def _run_disks(self) -> None:
@@ -258,9 +260,8 @@ class Transfer:
             now, share = self._totals(), processor.look()
             window = _between(before, now, share)
             self.controller.note_window(window)
-            self.progress.link_seconds += window.held_up
             before = now
-            self._count_wire()
+            self._count_link()
             self.progress.connections = self.client.live
             silent_for = loop.time() - self.client.heard_at
             stall = stalls.look(
@@ -282,7 +283,8 @@ class Transfer:
             sum(stages[stage] for stage in WORK),
         )
 
-    def _count_wire(self) -> None:
+    def _count_link(self) -> None:
+        self.progress.link_seconds = self._link_seconds_before + self.link.seconds
         chunks = sum(disk.wire for disk in self.progress.disks)
         self.progress.session_wire = chunks + self.client.control_bytes
 

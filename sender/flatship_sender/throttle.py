@@ -3,8 +3,8 @@
 What is written is admitted slice by slice, whoever has waited longest first, and costs what it
 should take on the wire. Several times a second TCP is asked what it did take: packets that were
 not full, acknowledgements, and what was sent twice are made up for by what comes after them.
-The kernel's own pacing lies below that, a little faster: it spreads what a link that had stopped
-has left in its buffers.
+The kernel's own pacing lies below that, a little faster: it is meant to spread what a link that had
+stopped has left in its buffers; what that gains was not measured.
 """
 
 import asyncio

@@ -99,7 +99,7 @@ class LongLink:
                 held.append((on_line + self._delay, data))
                 news.notify()
             # A sender meets a full line, not a proxy that takes whatever comes.
-            time.sleep(max(0.0, on_line - time.monotonic() - 0.01))
+            time.sleep(max(0.0, on_line - time.monotonic() - 0.01))  # the full line itself
 
     def _give(
         self,
@@ -113,7 +113,7 @@ class LongLink:
             with news:
                 news.wait_for(lambda: held)
                 due, data = held.popleft()
-            time.sleep(max(0.0, due - time.monotonic()))
+            time.sleep(max(0.0, due - time.monotonic()))  # the delay itself
             try:
                 if not data:
                     target.shutdown(socket.SHUT_WR)

@@ -14,7 +14,7 @@ from typing import Any
 from crash.events import Noting, Proven, Stored
 from flatship_protocol.messages import DiskProven, Message
 from flatship_protocol.messages import Stored as StoredMessage
-from flatship_receiver import sessions
+from flatship_receiver import session as sessions_room
 from flatship_receiver.cli import main
 from flatship_receiver.pipeline import DiskIntake
 
@@ -27,7 +27,8 @@ def observe(noting: Noting) -> None:
         noted = _noted(send, noting)
         return DiskIntake(opening, peer, store, session, noted, facilities, **options)
 
-    vars(sessions)[DiskIntake.__name__] = observed
+    assert DiskIntake.__name__ in vars(sessions_room)
+    vars(sessions_room)[DiskIntake.__name__] = observed
 
 
 def _noted(

@@ -78,7 +78,7 @@ from flatship_receiver.admission import (
 )
 from flatship_receiver.credit import BOUND, FIRST
 from flatship_receiver.pipeline import MAX_OPEN_SEGMENTS
-from flatship_receiver.sessions import MAX_DISKS
+from flatship_receiver.session import MAX_DISKS
 from flatship_receiver.windows import STREAMS
 from flatship_service.keys import format_key
 

@@ -26,8 +26,9 @@ from processes import Pair, run_program, wait_until
 from conftest import needs_root
 from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
 from flatship_sender.client import Lifetime
-from flatship_sender.daemon import Order, SendOptions, Target, send
+from flatship_sender.daemon import send
 from flatship_sender.display import Silent
+from flatship_sender.order import Order, SendOptions, Target
 from flatship_sender.receivers import Receivers
 from flatship_service.keys import load_or_create_identity
 

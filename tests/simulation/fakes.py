@@ -43,7 +43,8 @@ from flatship_receiver.journal import AsyncJournal
 from flatship_receiver.metrics import ReceiverMetrics, SpaceSample
 from flatship_receiver.peers import Peer
 from flatship_receiver.reservations import Reservations
-from flatship_receiver.sessions import Caller, Sessions
+from flatship_receiver.session import Caller
+from flatship_receiver.sessions import Sessions
 from flatship_sender.client import Client
 from flatship_sender.compression import CompressionController, Policy
 from flatship_sender.connecting import Credentials, SessionName, connect

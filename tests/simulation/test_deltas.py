@@ -113,7 +113,7 @@ def test_without_an_index_whole_chunks_are_sent(tmp_path: Path) -> None:
 def test_with_an_older_peer_whole_chunks_are_sent(
     tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older = {"sender": "flatship_sender.connecting", "receiver": "flatship_receiver.sessions"}[end]
+    older = {"sender": "flatship_sender.connecting", "receiver": "flatship_receiver.session"}[end]
     store = FaultyDatastore(1 << 30)
     changed, _ = scattered(data(), 5)
 

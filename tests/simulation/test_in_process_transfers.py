@@ -462,7 +462,7 @@ def test_an_existing_disk_is_refused_and_replaced_only_when_asked(tmp_path: Path
 def test_a_failed_disk_gives_its_credit_back_to_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flatship_receiver.sessions.CREDIT", 2 * MIB)
+    monkeypatch.setattr("flatship_receiver.session.CREDIT", 2 * MIB)
     store = FaultyDatastore(1 << 30)
     bad = MemorySource(Random(2).randbytes(6 * MIB), name="bad")
     bad.fail_at(MIB)

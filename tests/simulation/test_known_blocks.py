@@ -32,7 +32,7 @@ def slow_link(monkeypatch: pytest.MonkeyPatch) -> None:
     """Links in memory are never waited for; here they count as if they were."""
     monkeypatch.setattr(CompressionController, "link_is_slow", True)
     # Little credit, and so acknowledgements that come soon.
-    monkeypatch.setattr("flatship_receiver.sessions.CREDIT", 8 * MIB)
+    monkeypatch.setattr("flatship_receiver.session.CREDIT", 8 * MIB)
 
 
 def content(seed: int = 1, size: int = SIZE) -> bytes:
@@ -227,7 +227,7 @@ def test_a_source_that_changed_behind_our_back_costs_bytes_and_is_given_up(
 def test_with_an_older_peer_nothing_is_copied(
     tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older = {"sender": "flatship_sender.connecting", "receiver": "flatship_receiver.sessions"}[end]
+    older = {"sender": "flatship_sender.connecting", "receiver": "flatship_receiver.session"}[end]
     monkeypatch.setattr(f"{older}.CAPABILITIES", Capability.RESUME | Capability.DELTA)
     store = FaultyDatastore(1 << 30)
     first = content(size=4 * MIB)

@@ -70,8 +70,8 @@ def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ends say PING as often as they can."""
     monkeypatch.setattr("flatship_sender.client.MAINTENANCE_INTERVAL", 0.001)
     monkeypatch.setattr("flatship_sender.client.KEEPALIVE_INTERVAL", 0.0)
-    monkeypatch.setattr("flatship_receiver.sessions.UPKEEP_INTERVAL", 0.001)
-    monkeypatch.setattr("flatship_receiver.sessions.KEEPALIVE_INTERVAL", 0.0)
+    monkeypatch.setattr("flatship_receiver.session.UPKEEP_INTERVAL", 0.001)
+    monkeypatch.setattr("flatship_receiver.session.KEEPALIVE_INTERVAL", 0.0)
 
 
 def stop_up(stream: MemoryStream, *, outgoing: bool) -> None:

@@ -380,7 +380,7 @@ def test_what_nobody_has_thought_of_ends_one_disk(
 def test_the_answer_to_abandon_changes_nothing_but_the_credit(
     tmp_path: Path, store: FaultyDatastore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flatship_receiver.sessions.CREDIT", 2 * MIB)
+    monkeypatch.setattr("flatship_receiver.session.CREDIT", 2 * MIB)
     answers: list[DiskFailed] = []
     bad = MemorySource(Random(2).randbytes(6 * MIB), name="bad")
     bad.fail_at(MIB)

@@ -8,14 +8,9 @@ a window at a time, and the truth is known beside it.
 from dataclasses import dataclass, field
 from random import Random
 
-from flatship_sender.compression import (
-    CPU_PER_BYTE,
-    WITH_HISTORY,
-    CompressionController,
-    Policy,
-    Rung,
-    Window,
-)
+from flatship_sender.compression import CPU_PER_BYTE, CompressionController, Policy
+from flatship_sender.looks import Window
+from flatship_sender.rungs import WITH_HISTORY, Rung
 
 MIB = 1 << 20
 MBIT = 1e6 / 8  # bytes per second

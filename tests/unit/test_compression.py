@@ -8,18 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatship_sender.compression import (
-    ALONE,
     FIRST,
     MAX_LEVEL,
     MIN_LEVEL,
     PROBE,
     PROBE_INTERVAL,
-    WITH_HISTORY,
     CompressionController,
     Policy,
-    Rung,
-    Window,
 )
+from flatship_sender.looks import Window
+from flatship_sender.rungs import ALONE, WITH_HISTORY, Rung
 
 STEPS = (100, 10, 1000, 50)  # Mbit/s
 SETTLES = 5.0  # seconds

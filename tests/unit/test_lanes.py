@@ -13,10 +13,10 @@ from flatship_protocol.connection import FRAME_SIZE, PAGE
 from flatship_protocol.constants import CHUNK_SIZE
 from flatship_protocol.digest import chunk_digest
 from flatship_protocol.messages import Chunk, Codec, decode
-from flatship_sender.compression import ALONE, Rung
 from flatship_sender.lanes import GROUP, Lane, Lanes
 from flatship_sender.plan import ReadChunk
 from flatship_sender.prepare import Address, Laid, Prepared
+from flatship_sender.rungs import ALONE, Rung
 
 MIB = CHUNK_SIZE
 ADDRESS = Address(0, 1, 7)

@@ -8,15 +8,13 @@ import pytest
 
 from flatship_protocol.errors import DatastoreError, ErrorCode
 from flatship_receiver import metrics as module
+from flatship_receiver.datastore_space import SPACE_FRESH, SPACE_STALE, SpaceSample
 from flatship_receiver.metrics import (
     AUTH_REASONS,
     CONTENT_TYPE,
     REJECT_REASONS,
     RETENTION,
-    SPACE_FRESH,
-    SPACE_STALE,
     ReceiverMetrics,
-    SpaceSample,
 )
 from flatship_receiver.stalls import WaitsFor
 
@@ -144,7 +142,7 @@ def test_space_is_asked_at_most_once_a_second(metrics: ReceiverMetrics, clock: C
 def test_a_hanging_datastore_is_asked_once_and_its_last_answer_ages(
     metrics: ReceiverMetrics, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SPACE_PATIENCE", 0.01)
+    monkeypatch.setattr("flatship_receiver.datastore_space.SPACE_PATIENCE", 0.01)
     shelf = Shelf()
     metrics.datastore("nfs1", shelf)
     up = 'flatship_receiver_datastore_up{datastore="nfs1"}'

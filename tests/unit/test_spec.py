@@ -42,7 +42,7 @@ from flatship_protocol.session import (
     SENDER_SENDS,
     SenderSession,
 )
-from flatship_receiver import admission, pipeline, sessions
+from flatship_receiver import admission, pipeline, session
 
 TESTS = Path(__file__).parents[1]
 SPEC = (TESTS.parent / "protocol" / "SPEC.md").read_text("utf-8")
@@ -231,7 +231,7 @@ def test_limits_are_the_codes() -> None:
         "bytes after which a connection is replaced": constants.CONNECTION_MAX_BYTES,
         "connections of a session": admission.CONNECTIONS_PER_SESSION,
         "sessions of a sender": admission.SESSIONS_PER_PEER,
-        "disks of a session": sessions.MAX_DISKS,
+        "disks of a session": session.MAX_DISKS,
         "open digest segments of a disk": pipeline.MAX_OPEN_SEGMENTS,
         "handshake": connection_layer.HANDSHAKE_TIMEOUT,
         "idle": connection_layer.IDLE_TIMEOUT,

@@ -1,0 +1,135 @@
+"""What one ``send`` command asks for, and what became of it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from flatship_protocol.endpoint import Endpoint
+from flatship_protocol.errors import TransferError, UsageError
+from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
+from flatship_protocol.names import check_name
+from flatship_sender.client import Lifetime
+from flatship_sender.compression import Policy
+from flatship_sender.page_indexes import DEFAULT_LIMIT
+from flatship_sender.persistence import DEFAULT_PATIENCE
+from flatship_sender.progress import TransferProgress
+from flatship_sender.receivers import Receiver
+from flatship_sender.sharing import Precedence
+from flatship_service.keys import Identity
+
+MAX_DISKS: Final = 256  # of a machine in vSphere, and in a session at the receiver
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the disks become at the receiver."""
+
+    vm: str
+    datastore: str
+    format: DiskFormat
+    provisioning: Provisioning
+    adapter: Adapter
+    hardware_version: int
+    replace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SendOptions:
+    """How disks are sent.
+
+    ``limit`` is in bytes per second on the wire, over all connections, ``disk_limit``
+    likewise, for each disk. ``patience`` is how many seconds without progress a lost
+    session is tried again; 0 for not at all. ``index_limit`` is how many bytes what is
+    known of pages may take, of all disks. ``until_downtime`` is how many seconds the final pass may
+    take: live passes are made until it does; None for a single one. ``congestion_control``
+    is TCP's, None for the file's. ``precedence`` is how the disks share the link.
+    """
+
+    connections: int
+    compression: Policy
+    limit: int | None
+    live: bool
+    dry_run: bool
+    http: Endpoint | None
+    lifetime: Lifetime = field(default_factory=Lifetime)
+    patience: float = DEFAULT_PATIENCE
+    index_limit: int = DEFAULT_LIMIT
+    disk_limit: int | None = None
+    until_downtime: float | None = None
+    congestion_control: str | None = None
+    precedence: Precedence = Precedence.FAIR
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One command's work: which disks go where, how, and as whom.
+
+    ``command`` is the command line for a shell, told to whoever has to repeat it.
+    ``config`` is the configuration file, None for the system's.
+    """
+
+    paths: tuple[str, ...]
+    receiver: Receiver
+    identity: Identity
+    state: Path
+    target: Target
+    options: SendOptions
+    command: str = "the same command"
+    config: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the disks, and what ended the session early, if anything did."""
+
+    progress: TransferProgress
+    failure: TransferError | None
+
+    @property
+    def exit_code(self) -> int:
+        """That of the first disk that failed, or of the session; 0 if all went well."""
+        codes = [disk.exit_code for disk in self.progress.disks if disk.exit_code]
+        if self.failure is not None:
+            codes.append(self.failure.exit_code)
+        return codes[0] if codes else 0
+
+
+def disk_names(vm: str, count: int) -> list[str]:
+    """Base names of a VM's disks, as the machine expects them: vm, vm_1, vm_2 …"""
+    return [vm if number == 0 else f"{vm}_{number}" for number in range(count)]
+
+
+def check_names(order: Order) -> None:
+    """Refuse names, and so many disks, that no receiver would take.
+
+    Raises:
+        UsageError: There are too many disks.
+        NameRefused: VM, disk or datastore cannot be called that.
+    """
+    target = order.target
+    if len(order.paths) > MAX_DISKS:
+        raise UsageError(
+            f"{len(order.paths)} disks are more than a virtual machine can have, {MAX_DISKS};"
+            " send those of each machine by a command of its own"
+        )
+    for name in disk_names(target.vm, len(order.paths)):
+        check_name(name)
+    if target.datastore:
+        check_name(target.datastore)
+
+
+def distinct(paths: Sequence[str]) -> Sequence[str]:
+    """Refuse one disk named twice, which is a slip and would be sent as two."""
+    seen: dict[tuple[int, int], str] = {}
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue  # whoever opens it says why
+        disk = (0, status.st_rdev) if status.st_rdev else (status.st_dev, status.st_ino)
+        if disk in seen:
+            raise UsageError(f"{path} and {seen[disk]} are the same disk; name it once")
+        seen[disk] = path
+    return paths
