@@ -29,9 +29,7 @@ from flatship_receiver.pipeline import DiskIntake
 from flatship_receiver.windows import Streams
 
 STORES_PER_CONNECTION: Final = 8  # chunks of one connection under way at once, with their frames
-SMALL_PAYLOAD: Final = (
-    8 << 10
-)  # bytes; a chunk with no more gives its frame back before it is stored
+SMALL_PAYLOAD: Final = 8 << 10  # bytes; with no more a chunk gives its frame back first
 SMALL_STORES: Final = 128  # of those under way at once; all of them take as much as one frame
 ERROR_TIMEOUT: Final = 1.0  # seconds a connection gets to take ERROR
 DRAIN_TIMEOUT: Final = 1.0  # seconds a peer gets to read why it is refused
@@ -219,31 +217,30 @@ class _Stores:
 
     def __init__(self) -> None:
         self.running: set[asyncio.Task[None]] = set()
-        self._small = 0  # of them
+        self._small: set[asyncio.Task[None]] = set()  # those of them that have no frame
         self.failed: asyncio.Future[PeerError] = asyncio.get_running_loop().create_future()
 
     async def room(self) -> None:
         """Wait until another one may be started."""
         while (
-            len(self.running) - self._small >= STORES_PER_CONNECTION or self._small >= SMALL_STORES
+            len(self.running - self._small) >= STORES_PER_CONNECTION
+            or len(self._small) >= SMALL_STORES
         ):
             await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
 
     def start(self, store: Coroutine[None, None, None], *, small: bool) -> None:
         """Begin to store a chunk; a peer's fault ends in ``failed``."""
-        task = asyncio.create_task(self._watch(store, small=small))
-        self._small += small
-        self.running.add(task)
-        task.add_done_callback(self.running.discard)
+        task = asyncio.create_task(self._watch(store))
+        for tasks in (self.running, self._small) if small else (self.running,):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
-    async def _watch(self, store: Coroutine[None, None, None], *, small: bool) -> None:
+    async def _watch(self, store: Coroutine[None, None, None]) -> None:
         try:
             await store
         except PeerError as error:
             if not self.failed.done():
                 self.failed.set_result(error)
-        finally:
-            self._small -= small
 
 
 async def say_and_close(connection: Connection, code: ErrorCode, epoch: int) -> None:

@@ -19,7 +19,6 @@ from flatship_protocol.errors import DatastoreError, DigestMismatch
 from flatship_protocol.messages import Chunk, Codec, Segment, SegmentKind
 from flatship_receiver.datastores.base import Image
 
-SUPPORTED_SEGMENTS: Final = frozenset({SegmentKind.LITERAL, SegmentKind.ZERO})
 _NO_SOURCES: Final[Mapping[int, "CopySource"]] = MappingProxyType({})
 
 

@@ -58,11 +58,6 @@ class Heading:
         """How many the disk has."""
         return -(-self.size // CHUNK_SIZE)
 
-    @property
-    def whole_pages(self) -> int:
-        """How many pages of the disk are not short."""
-        return self.size // PAGE_SIZE
-
     def pack(self, secret: bytes) -> bytes:
         """The header of a file that is sealed by ``secret``."""
         key_id = derived("flatship/1 page index key", secret)[:8]

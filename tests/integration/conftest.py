@@ -1,13 +1,16 @@
 """Fixtures over real processes; ``processes`` and ``disks`` say what they are made of."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
+from arrangements import working_pair
 from disks import is_root
 from processes import Pair, Receiver, Sender
+from raw_peer import RawSender, authorise
 
 needs_root = pytest.mark.skipif(not is_root(), reason="attaches devices, which takes root")
 
@@ -15,14 +18,8 @@ needs_root = pytest.mark.skipif(not is_root(), reason="attaches devices, which t
 @contextmanager
 def serving_pair(folder: Path) -> Iterator[Pair]:
     """A receiver and a sender below ``folder``, paired; both have ended after the block."""
-    receiver, sender = Receiver(folder), Sender(folder)
-    receiver.start()
-    try:
-        sender.join(receiver.invite()).expect(0)
-        yield Pair(receiver, sender)
-    finally:
-        sender.close()
-        receiver.stop()
+    with working_pair(Receiver(folder), Sender(folder)) as pair:
+        yield pair
 
 
 @pytest.fixture
@@ -65,3 +62,15 @@ def vm(request: pytest.FixtureRequest) -> str:
     """A VM's name that no other test of the module uses."""
     name: str = request.node.name.removeprefix("test_")
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:70] + "-vm"
+
+
+@pytest.fixture
+def authorised(pair: Pair) -> Callable[..., RawSender]:
+    """Makes senders that the receiver knows; an argument stands before the key on their line."""
+    return partial(authorise, pair.receiver)
+
+
+@pytest.fixture
+def me(authorised: Callable[..., RawSender]) -> RawSender:
+    """A sender that may do everything."""
+    return authorised()

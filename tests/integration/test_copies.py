@@ -6,7 +6,6 @@ Whatever becomes of a copy, a disk that is published is its source.
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -16,7 +15,6 @@ from raw_peer import (
     PASS,
     RawSender,
     Wire,
-    authorise,
     chunk,
     end_pass,
     hello,
@@ -53,16 +51,6 @@ MIB = CHUNK_SIZE
 PAGES = MIB // PAGE_SIZE
 DATA = Random(11).randbytes(3 * MIB)
 CAPABILITIES = Capability.KNOWN | Capability.RESUME
-
-
-@pytest.fixture
-def authorised(pair: Pair) -> Callable[..., RawSender]:
-    return partial(authorise, pair.receiver)
-
-
-@pytest.fixture
-def me(authorised: Callable[..., RawSender]) -> RawSender:
-    return authorised()
 
 
 @contextmanager

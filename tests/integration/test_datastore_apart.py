@@ -3,11 +3,11 @@
 It hangs in the receiver's own calls, as in ``test_leaving``.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from arrangements import with_site
 from disks import MIB, allocated, make_data_disk, same_content
 from processes import Receiver, Sender, wait_until
 
@@ -33,9 +33,7 @@ SIZE = 64 * MIB
 def flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """While this path with a call's name exists, that call does not return for one datastore."""
     path = tmp_path / "hang"
-    (tmp_path / "sitecustomize.py").write_text(HANGING.format(flag=str(path)))
-    found = os.environ.get("PYTHONPATH", "")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{found}".rstrip(os.pathsep))
+    monkeypatch.setenv("PYTHONPATH", with_site(tmp_path, HANGING.format(flag=str(path))))
     return path
 
 

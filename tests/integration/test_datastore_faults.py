@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from arrangements import working_pair
 from disks import MIB, loop_device, make_data_disk, make_disk, mounted, same_content
 from faults import injected, needs_strace
 from processes import RECEIVER, CompletedRun, Pair, Receiver, Sender, run_program, wait_until
@@ -29,14 +30,9 @@ SLOW: Final = ("--limit", "1MB", "--compression", "off")
 def small_store(folder: Path, size: str) -> Iterator[Pair]:
     """A pair whose datastore is a tmpfs of that size."""
     receiver, sender = Receiver(folder), Sender(folder)
-    with mounted("tmpfs", receiver.datastore, "-t", "tmpfs", "-o", f"size={size}"):
-        receiver.start()
-        try:
-            sender.join(receiver.invite()).expect(0)
-            yield Pair(receiver, sender)
-        finally:
-            sender.close()
-            receiver.stop()
+    tmpfs = mounted("tmpfs", receiver.datastore, "-t", "tmpfs", "-o", f"size={size}")
+    with tmpfs, working_pair(receiver, sender) as pair:
+        yield pair
 
 
 def error_of(run: CompletedRun) -> str:

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -25,7 +24,6 @@ from raw_peer import (
     Identity,
     RawSender,
     Wire,
-    authorise,
     chunk,
     compressed,
     dial,
@@ -90,18 +88,6 @@ HTTP_GET: Final = b"GET / HTTP/1.1\r\nHost: datastore\r\nUser-Agent: curl/8\r\n\
 TLS_CLIENT_HELLO: Final = bytes.fromhex("16030100c8010000c40303") + bytes(range(190))
 
 pytestmark = pytest.mark.usefixtures("_receiver_stays_well")
-
-
-@pytest.fixture
-def authorised(pair: Pair) -> Callable[..., RawSender]:
-    """Makes senders that the receiver knows; an argument stands before the key on their line."""
-    return partial(authorise, pair.receiver)
-
-
-@pytest.fixture
-def me(authorised: Callable[..., RawSender]) -> RawSender:
-    """A sender that may do everything."""
-    return authorised()
 
 
 @pytest.fixture

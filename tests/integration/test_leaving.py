@@ -4,12 +4,12 @@ Storage hangs in the programs' own calls: what hangs in strace(1), or under a
 frozen file system, could not even be killed.
 """
 
-import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from arrangements import with_site
 from disks import MIB, make_data_disk
 from processes import Receiver, Sender, wait_until
 
@@ -35,9 +35,7 @@ os.preadv = hanging(os.preadv, {flag!r} + ".read")
 def flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """While this path with .flush or .read exists, so do such calls of both programs not return."""
     path = tmp_path / "hang"
-    (tmp_path / "sitecustomize.py").write_text(HANGING.format(flag=str(path)))
-    found = os.environ.get("PYTHONPATH", "")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{found}".rstrip(os.pathsep))
+    monkeypatch.setenv("PYTHONPATH", with_site(tmp_path, HANGING.format(flag=str(path))))
     return path
 
 

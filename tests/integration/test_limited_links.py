@@ -6,6 +6,7 @@ from pathlib import Path
 from signal import SIGHUP
 
 import pytest
+from arrangements import working_pair
 from dark_link import DarkLink, dark_link, needs_namespaces, set_plain_packets
 from disks import make_data_disk
 from processes import RECEIVER, Pair, Receiver, Sender, wait_until
@@ -29,13 +30,8 @@ def far(link: DarkLink, tmp_path: Path) -> Iterator[Pair]:
     """A receiver at the other end of the link."""
     receiver = Receiver(tmp_path / "far", program=(*link.within, *RECEIVER), host=link.far)
     sender = Sender(tmp_path / "near")
-    receiver.start()
-    try:
-        sender.join(receiver.invite()).expect(0)
-        yield Pair(receiver, sender)
-    finally:
-        sender.close()
-        receiver.stop()
+    with working_pair(receiver, sender) as pair:
+        yield pair
 
 
 @needs_namespaces

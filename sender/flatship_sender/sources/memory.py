@@ -54,10 +54,6 @@ class MemorySource:
         """Make every read that touches the byte at ``offset`` fail, from now on."""
         self._failing.add(offset)
 
-    def heal(self) -> None:
-        """Undo every ``fail_at``."""
-        self._failing.clear()
-
     def shrink_to(self, size: int) -> None:
         """Take away what is behind ``size`` bytes; the source still claims its old size."""
         self._end = size
@@ -65,14 +61,6 @@ class MemorySource:
     def become_busy(self, writer: str) -> None:
         """Let ``still_quiet`` find this writer, from now on."""
         self._writer = writer
-
-    def overwrite(self, offset: int, data: bytes) -> None:
-        """Change the disk underneath its readers, inside one run of data."""
-        index = bisect.bisect_right(self._offsets, offset) - 1
-        start = offset - self._offsets[index] if index >= 0 else -1
-        if start < 0 or start + len(data) > len(self._runs[index]):
-            raise ValueError(f"{len(data)} bytes at {offset} are not inside one run of data")
-        self._runs[index][start : start + len(data)] = data
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Runs of data and holes, as they were given."""
