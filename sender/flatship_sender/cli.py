@@ -13,14 +13,22 @@ import msgspec
 from flatship_protocol.endpoint import Endpoint, parse_endpoint
 from flatship_protocol.errors import TransferError
 from flatship_protocol.invitation import decode_invitation
-from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
 from flatship_sender.compression import MAX_LEVEL, MIN_LEVEL, Policy
 from flatship_sender.config import MIN_LIMIT, TOO_LOW
-from flatship_sender.daemon import DEFAULT_CONNECTIONS
 from flatship_sender.daemon import send as send_disks
 from flatship_sender.display import choose_display
 from flatship_sender.inspect import InspectionReport, describe, inspect
-from flatship_sender.order import Order, SendOptions, Target
+from flatship_sender.order import (
+    ADAPTERS,
+    DEFAULT_CONNECTIONS,
+    FORMATS,
+    HARDWARE_VERSIONS,
+    MAX_CONNECTIONS,
+    PROVISIONINGS,
+    Order,
+    SendOptions,
+    Target,
+)
 from flatship_sender.page_indexes import DEFAULT_LIMIT
 from flatship_sender.pairing import pair
 from flatship_sender.persistence import DEFAULT_PATIENCE
@@ -45,16 +53,7 @@ from flatship_service.keys import format_key, load_or_create_identity
 from flatship_service.paths import state_folder
 from flatship_service.units import DURATION_EXPECTED, parse_duration, parse_rate
 
-FORMATS: Final = {
-    "vmfs": DiskFormat.VMFS,
-    "monolithicFlat": DiskFormat.MONOLITHIC_FLAT,
-    "twoGbMaxExtentFlat": DiskFormat.TWO_GB_MAX_EXTENT_FLAT,
-}
-PROVISIONINGS: Final = {kind.name.lower(): kind for kind in Provisioning}
-MAX_CONNECTIONS: Final = 14  # receivers allow 16: two more while connections are replaced
 MAX_INVITATION: Final = 1 << 16  # bytes read of what should be one line
-HARDWARE_VERSIONS: Final = ("8", "9", "10", "11", "13", "14", "17", "20")
-ADAPTERS: Final = {kind.name.lower(): kind for kind in Adapter}
 DRY_RUN_NOTE: Final = "dry run: the receiver would take this; nothing was sent"
 LIVE_NOTE: Final = (
     "not published: a source that is in use makes no disk to boot from;"
@@ -175,7 +174,7 @@ def inspect_(sources: tuple[str, ...], exact: bool, as_json: bool) -> None:
 )
 @click.option(
     "--hardware-version",
-    type=click.Choice(HARDWARE_VERSIONS),
+    type=click.Choice([str(version) for version in HARDWARE_VERSIONS]),
     default="14",
     show_default=True,
     help="Virtual hardware: 14 is ESXi 6.7, 17 is 7.0, 20 is 8.0.",

@@ -46,7 +46,6 @@ from flatship_service.workers import Workers
 if TYPE_CHECKING:
     from flatship_sender.metrics import SenderMetrics
 
-DEFAULT_CONNECTIONS: Final = 4
 WORTH_A_CONNECTION: Final = 64 << 10  # bytes per second; a limit makes no thinner ones
 STOP_TIMEOUT: Final = 5.0  # seconds an interrupted transfer gets to say goodbye
 LEAVE_TIMEOUT: Final = 2.0  # seconds after that for reads of sources to return

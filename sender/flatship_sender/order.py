@@ -19,7 +19,19 @@ from flatship_sender.receivers import Receiver
 from flatship_sender.sharing import Precedence
 from flatship_service.keys import Identity
 
+DEFAULT_CONNECTIONS: Final = 4
+MAX_CONNECTIONS: Final = 14  # receivers allow 16: two more while connections are replaced
 MAX_DISKS: Final = 256  # of a machine in vSphere, and in a session at the receiver
+
+# In the words of commands and of jobs.
+FORMATS: Final = {
+    "vmfs": DiskFormat.VMFS,
+    "monolithicFlat": DiskFormat.MONOLITHIC_FLAT,
+    "twoGbMaxExtentFlat": DiskFormat.TWO_GB_MAX_EXTENT_FLAT,
+}
+PROVISIONINGS: Final = {kind.name.lower(): kind for kind in Provisioning}
+ADAPTERS: Final = {kind.name.lower(): kind for kind in Adapter}
+HARDWARE_VERSIONS: Final = (8, 9, 10, 11, 13, 14, 17, 20)
 
 
 @dataclass(frozen=True, slots=True)

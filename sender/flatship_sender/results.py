@@ -10,7 +10,7 @@ from flatship_sender import figures
 from flatship_sender.convergence import Downtime, PassReport
 from flatship_sender.pass_words import downtime_line
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState
-from flatship_service.printable import printable
+from flatship_service.printable import as_unicode, printable
 from flatship_service.units import format_duration, format_size
 
 SCHEMA_VERSION: Final = 1
@@ -120,8 +120,8 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
 def from_progress(progress: TransferProgress) -> SendResult:
     """Take the result of a transfer that has ended, well or not."""
     return SendResult(
-        receiver=_unicode(progress.receiver),
-        vm=_unicode(progress.vm),
+        receiver=as_unicode(progress.receiver),
+        vm=as_unicode(progress.vm),
         connections=progress.connections,
         reconnections=progress.reconnections,
         passes=list(progress.passes),
@@ -175,8 +175,8 @@ def render_table(result: SendResult) -> str:
 
 def _disk(disk: DiskProgress) -> DiskResult:
     return DiskResult(
-        source=_unicode(disk.source),
-        target=_unicode(disk.target),
+        source=as_unicode(disk.source),
+        target=as_unicode(disk.target),
         size=disk.size,
         capacity=disk.capacity,
         state=disk.state.value,
@@ -187,11 +187,6 @@ def _disk(disk: DiskProgress) -> DiskResult:
         root=None if disk.root is None else disk.root.hex(),
         error=_failure(disk),
     )
-
-
-def _unicode(name: str) -> str:
-    """The name itself, but for undecodable bytes of a path, which JSON cannot hold."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _failure(disk: DiskProgress) -> Failure | None:

@@ -1,4 +1,4 @@
-"""Text from strangers, made safe for a terminal and for a log line."""
+"""Text from strangers, made safe for a terminal, for a log line, and for JSON."""
 
 
 def printable(text: str) -> str:
@@ -14,3 +14,8 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def as_unicode(text: str) -> str:
+    """The text itself, but for undecodable bytes of a path, which JSON cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
