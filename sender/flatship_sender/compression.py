@@ -28,6 +28,7 @@ FIRST_HISTORY_LEVEL: Final = 1  # below it a frame of its own is quicker, and yi
 
 CPU_PER_BYTE: Final = 1 / 1.5e9  # seconds of a core for all but compression, before it is known
 CPU_PER_BYTE_BOUNDS: Final = (1 / 5e9, 1 / 1e8)
+CPU_TO_SPARE: Final = 1 / 1e9  # seconds of a core to look for a byte among those that were sent
 LEAST_CORES: Final = 0.25
 PROBE_INTERVAL: Final = 32  # chunks sent raw between two that are compressed to learn from
 PROBE: Final = ALONE[3]
@@ -119,8 +120,20 @@ class CompressionController:
 
     @property
     def link_is_slow(self) -> bool:
-        """Whether sending less is worth a worker's time: chunks wait, or are compressed at all."""
-        return self._link is not None or self.rung.level is not None
+        """Whether sending less is worth a worker's time: the link carries less than those can do.
+
+        A chunk that waits does not show that. Where the receiver stores slowly, or is this same
+        machine, chunks wait for processors, and longer for each thing more that is done to them.
+        """
+        if self._policy not in ("auto", "off"):
+            return True
+        cores = min(self._cores, self._workers)
+        return self._link is not None and self._link < cores / (self._other + CPU_TO_SPARE)
+
+    @property
+    def link_is_known(self) -> bool:
+        """Whether the link has been seen to be full, and how fast it is then."""
+        return self._link is not None
 
     @property
     def level_beside_copies(self) -> int | None:
@@ -139,7 +152,7 @@ class CompressionController:
         if self._raw_in_a_row < PROBE_INTERVAL:
             return rung
         self._raw_in_a_row = 0
-        return PROBE
+        return self._ladder[1]
 
     def note_chunk(
         self,

@@ -23,20 +23,33 @@ class DiskMemory:
         self._size = size
         self._image: bytes | None = None
         self._index: PageIndex | None = None
+        self._searches = False
 
-    def open(self, image: bytes, *, known: bool, make: bool) -> PageIndex | None:
+    def open(self, image: bytes, *, make: bool) -> PageIndex | None:
         """The index of an image; None if there is none, or none can be had.
 
         Args:
             image: The uuid that the receiver gave it.
-            known: Whether the receiver can copy pages from elsewhere.
             make: Whether to begin an index if there is none.
         """
         if image != self._image:
             self.close()
             self._image = image
-            self._index = self._indexes.open(self._place, image, self._size, known=known, make=make)
+            self._index = self._indexes.open(self._place, image, self._size, make=make)
         return self._index
+
+    def is_any_known(self) -> bool:
+        """Whether there may be something to copy: pages were remembered before."""
+        return self._indexes.is_any_known(self._place)
+
+    def search(self) -> None:
+        """Have chunks find pages, those of the image that is open among them. Idempotent.
+
+        It takes a tenth of a second, and memory; until then ``copies`` has nothing.
+        """
+        if self._index is not None and not self._searches:
+            self._searches = True
+            self._indexes.search(self._place, self._index)
 
     def copies(self, references: References) -> Copies | None:
         """What finds pages to copy for the image that is open, in a session that begins now.
@@ -45,7 +58,7 @@ class DiskMemory:
             None if nothing is looked for.
         """
         known = self._indexes.known(self._place)
-        if known is None or self._index is None:
+        if known is None or self._index is None or not self._searches:
             return None
         known.begin(self._index)
         return Copies(known, references, self._index)
@@ -70,3 +83,4 @@ class DiskMemory:
         if self._index is not None:
             self._index.close()
         self._index = self._image = None
+        self._searches = False

@@ -28,6 +28,7 @@ from flatship_protocol.messages import (
     Zero,
 )
 from flatship_protocol.session import SenderState, ToSender
+from flatship_sender.disk_memory import DiskMemory
 from flatship_sender.held import HeldChunks
 from flatship_sender.job import FIRST_PASS, Cancelled, Defect, Job, RootDiffers
 from flatship_sender.page_index import PageIndex
@@ -70,6 +71,7 @@ class DiskTransfer:
         self._planning = asyncio.Lock()
         self._zeros = ExtentSet()
         self._index: PageIndex | None = None
+        self._may_search = False  # for pages that the receiver has elsewhere, and does not yet
         self._lost: list[bytes] = []  # images from which the receiver cannot copy
         self._unanswered = Unanswered(job.source.size, self._manifest)
         self._shipping = Shipping(
@@ -209,12 +211,17 @@ class DiskTransfer:
         if memory is None or not (transfer.deltas or transfer.knows):
             return
         make = self._job.opening.live or transfer.knows
-        self._index = await transfer.workers.run(
-            memory.open, image, known=transfer.knows, make=make
-        )
+        self._index = await transfer.workers.run(memory.open, image, make=make)
         self._unanswered.index = self._index
-        if transfer.knows:
-            self._shipping.copies = memory.copies(transfer.references)
+        self._may_search = transfer.knows
+        if transfer.knows and await transfer.workers.run(memory.is_any_known):
+            await self._search(memory)
+
+    async def _search(self, memory: DiskMemory) -> None:
+        """Look for what the receiver has elsewhere, from the next chunk on."""
+        self._may_search = False
+        await self._transfer.workers.run(memory.search)
+        self._shipping.search(memory.copies(self._transfer.references))
 
     async def _is_more_wanted(self) -> bool:
         """Wait until the receiver has answered all that it was to keep a part of.
@@ -270,6 +277,8 @@ class DiskTransfer:
             if self._lost and self._job.memory is not None:
                 lost, self._lost = self._lost, []
                 await self._transfer.workers.run(self._job.memory.give_up, lost)
+            if self._may_search and self._transfer.controller.link_is_slow and self._job.memory:
+                await self._search(self._job.memory)
             if self._unanswered.wanted:
                 return self._unanswered.next_wanted()
             if not self._batch:
@@ -324,15 +333,15 @@ class DiskTransfer:
 
     def _earlier(self, work: ReadChunk) -> Earlier:
         """What an earlier pass over a chunk has left at both ends."""
-        copies = self._shipping.copies
-        # Where the link keeps up with the disk, there is no gain in sending less.
-        if copies is not None and not (copies.known.any or self._transfer.controller.link_is_slow):
-            copies = None
+        copies, controller = self._shipping.copies, self._transfer.controller
+        # Where the link keeps up there is no gain in sending less, but that shows only later.
+        if copies is not None and not controller.link_is_slow:
+            copies = None if controller.link_is_known or not copies.known.any else copies
         remember = self._job.opening.live or copies is not None
         if self._unanswered.must_be_whole(work.offset):
             return Earlier(None, self._index, remember)
         digest = self._held.digest(work.offset // CHUNK_SIZE)
-        level = self._transfer.controller.level_beside_copies
+        level = controller.level_beside_copies
         mostly = self.progress.known * 2 > self.progress.sent
         return Earlier(digest, self._index, remember, copies, level, mostly)
 

@@ -65,16 +65,13 @@ class PageIndexes:
         self._turn = threading.RLock()
         self._known: dict[bytes, KnownPages] = {}
 
-    def open(
-        self, place: Place, image: bytes, size: int, *, known: bool, make: bool
-    ) -> PageIndex | None:
+    def open(self, place: Place, image: bytes, size: int, *, make: bool) -> PageIndex | None:
         """Open the index of an image.
 
         Args:
             place: Where the disk goes.
             image: The uuid that the receiver gave the image.
             size: Bytes of the disk.
-            known: Whether other chunks are to find pages in it; then ``known`` may be asked.
             make: Whether to begin one if there is none.
 
         Returns:
@@ -93,14 +90,26 @@ class PageIndexes:
                 if first is None:
                     return None
                 heading = Heading(place.store, place.target, image, size, first)
-                index = PageIndex.open(path, heading, secret, lambda: self._grant(path, _GRANT))
-            if index is not None and known:
-                slots = Slots.open(path, secret)
-                if slots is not None:
-                    self._known_pages(place, secret).add(index, slots)
-            return index
+                return PageIndex.open(path, heading, secret, lambda: self._grant(path, _GRANT))
         except OSError:
             return None
+
+    def is_any_known(self, place: Place) -> bool:
+        """Whether pages were remembered before for the disks of a place."""
+        return self.known(place) is not None or self._table(place).exists()
+
+    def search(self, place: Place, index: PageIndex) -> None:
+        """Have other chunks find pages in an index that is open; ``known`` may be asked then.
+
+        It changes nothing if that cannot be had: the transfer does without.
+        """
+        try:
+            secret = self._secret()
+            slots = Slots.open(self._folder / (index.heading.image.hex() + _INDEX), secret)
+            if slots is not None:
+                self._known_pages(place, secret).add(index, slots)
+        except OSError:
+            return
 
     def known(self, place: Place) -> "KnownPages | None":
         """What finds known pages for the disks of a place; None before any was opened for that."""
@@ -142,7 +151,7 @@ class PageIndexes:
         with self._turn:
             known = self._known.get(place.store)
             if known is None:
-                path = self._folder / (place.store.hex() + _TABLE)
+                path = self._table(place)
                 keys = derived("flatship/1 page fingerprints", secret, KEYS_SIZE)
                 zero_page = fingerprints(keys, memoryview(bytes(PAGE_SIZE)))
                 images = [
@@ -153,6 +162,9 @@ class PageIndexes:
                 )
                 self._known[place.store] = known
             return known
+
+    def _table(self, place: Place) -> Path:
+        return self._folder / (place.store.hex() + _TABLE)
 
     def _read_all(self, secret: bytes) -> list[Slots]:
         found = (Slots.open(path, secret) for path in self._folder.glob("*" + _INDEX))

@@ -43,6 +43,13 @@ class Shipping:
         self._unanswered = unanswered
         self._failed = failed
 
+    def search(self, copies: Copies | None) -> None:
+        """From now on chunks copy what is found so; not from where others are on their way to."""
+        self.copies = copies
+        if copies is not None:
+            for offset in self._transfer.session.disks[self._handle].chunks:
+                copies.underway(offset)
+
     @property
     def address(self) -> Address:
         """What goes into every chunk's message."""

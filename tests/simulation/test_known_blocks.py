@@ -4,6 +4,7 @@ The oracle is independent of digests and fingerprints: bytes are compared with b
 what crossed the wire is counted where it crossed it.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -257,6 +258,46 @@ def test_where_the_link_keeps_up_nothing_is_remembered(
 
     run(scenario)
     assert list((tmp_path / FOLDER).glob("*.index")) == []
+    assert list((tmp_path / FOLDER).glob("*.anchors")) == []  # it was not even looked for
+
+
+def test_a_link_that_is_found_to_be_slow_is_spared_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = itertools.count()
+    seen = property(lambda _: next(asked) >= 20)
+    monkeypatch.setattr(CompressionController, "link_is_slow", seen)
+    store = FaultyDatastore(1 << 30)
+    half = content(size=40 * MIB)
+    disk = half + shuffled(half)
+
+    async def scenario() -> None:
+        async with world(tmp_path, store) as at:
+            (done,) = await sent(at, tmp_path, disk)
+            assert done.state is TransferState.PUBLISHED
+            assert done.wanted == 0
+            assert done.known > 0.4 * len(half)
+
+    run(scenario)
+    assert published(store, "web") == padded(disk)
+
+
+@pytest.mark.parametrize("link_is_known", [False, True])
+def test_what_others_have_sent_is_looked_for_until_the_link_shows_that_it_keeps_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link_is_known: bool
+) -> None:
+    store = FaultyDatastore(1 << 30)
+    first = content(size=4 * MIB)
+
+    async def scenario() -> None:
+        async with world(tmp_path, store) as at:
+            await sent(at, tmp_path, first)
+            monkeypatch.setattr(CompressionController, "link_is_slow", False)
+            monkeypatch.setattr(CompressionController, "link_is_known", link_is_known)
+            (done,) = await sent(at, tmp_path, shuffled(first), epoch=2, vm="db")
+            assert (done.known == 0) is link_is_known
+
+    run(scenario)
 
 
 @pytest.mark.parametrize("seed", range(8))

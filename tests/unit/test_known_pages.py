@@ -38,7 +38,8 @@ class Disk:
         self._indexes = indexes
         self.place = Place(RECEIVER, "", f"vm{number}", f"vm{number}")
         self.memory = DiskMemory(indexes, self.place, size)
-        index = self.memory.open(uuid(number), known=True, make=True)
+        index = self.memory.open(uuid(number), make=True)
+        self.memory.search()
         assert index is not None
         self.index = index
 
@@ -104,7 +105,8 @@ def test_what_another_command_sent_is_found_and_what_went_to_another_store_is_no
     indexes = PageIndexes(tmp_path)
     other = Place(RECEIVER, "another", "vm9", "vm9")
     memory = DiskMemory(indexes, other, SIZE)
-    index = memory.open(uuid(9), known=True, make=True)
+    index = memory.open(uuid(9), make=True)
+    memory.search()
     known = indexes.known(other)
     assert index is not None
     assert known is not None
@@ -182,7 +184,8 @@ def test_a_disk_that_was_published_takes_the_place_of_what_had_its_name(tmp_path
         first.keep(0, range(PAGES))
     indexes = PageIndexes(tmp_path)
     again = DiskMemory(indexes, Place(RECEIVER, "", "vm0", "vm0"), SIZE)
-    index = again.open(uuid(7), known=True, make=True)
+    index = again.open(uuid(7), make=True)
+    again.search()
     known = indexes.known(Place(RECEIVER, "", "vm0", "vm0"))
     assert index is not None
     assert known is not None

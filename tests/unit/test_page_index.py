@@ -276,7 +276,7 @@ def in_folder(
     size: int = SIZE,
     make: bool = True,
 ) -> PageIndex | None:
-    return PageIndexes(state, limit).open(place, image, size, known=False, make=make)
+    return PageIndexes(state, limit).open(place, image, size, make=make)
 
 
 def kept(state: Path, **other: object) -> None:
