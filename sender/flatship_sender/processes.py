@@ -86,7 +86,9 @@ def _uses(folder: str, targets: Targets) -> Iterator[tuple[bool, int | None]]:
 def _match(link: str, targets: Targets) -> tuple[bool, int | None]:
     try:
         status = os.stat(link)
-    except (FileNotFoundError, ProcessLookupError):
+    except PermissionError:
+        raise
+    except OSError:  # gone, or its file system is dead, and the target's has just answered
         return False, None
     if stat.S_ISBLK(status.st_mode):
         return status.st_rdev in targets.devices, status.st_rdev

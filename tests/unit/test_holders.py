@@ -66,6 +66,22 @@ def test_file_that_nobody_uses_has_no_holders(disk: Path) -> None:
     assert find_holders(str(disk)).holders == ()
 
 
+def test_file_that_nobody_can_look_at_any_more_hides_no_writer(disk: Path, tmp_path: Path) -> None:
+    proc = tmp_path / "proc"
+    files = proc / "7" / "fd"
+    files.mkdir(parents=True)
+    (files / "3").symlink_to("3")  # it fails as one on a dead file system does: not for its absence
+    (files / "4").symlink_to(disk)
+    (proc / "7" / "fdinfo").mkdir()
+    (proc / "7" / "fdinfo" / "4").write_text("flags:\t0100002\n")
+    (proc / "7" / "maps").write_bytes(b"")
+    (proc / "7" / "comm").write_text("dd\n")
+    status = disk.stat()
+    targets = Targets(frozenset({(status.st_dev, status.st_ino)}), frozenset())
+    (opener,) = find_openers(targets, proc).found
+    assert (opener.pid, opener.writes) == (7, True)
+
+
 @pytest.mark.parametrize("flags", ["os.O_WRONLY", "os.O_RDWR", "os.O_WRONLY | os.O_APPEND"])
 def test_writer_is_named_with_its_process(disk: Path, flags: str) -> None:
     with process(f"os.open(path, {flags})", disk) as pid:
