@@ -1,15 +1,24 @@
 """Which processes have certain files or devices open, and how."""
 
+import ctypes
 import os
 import stat
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 PROC: Final = Path("/proc")
 _PF_KTHREAD: Final = 0x00200000  # include/linux/sched.h
 _FLAGS_FIELD: Final = 6  # of /proc/PID/stat, counted behind the name in parentheses
+
+# statx(2) and linux/stat.h; Python has no name for them
+_AT_FDCWD: Final = -100
+_AT_STATX_DONT_SYNC: Final = 0x4000
+_STATX_WANTED: Final = 0x0103  # STATX_TYPE, STATX_MODE, STATX_INO
+_STATX_RESULT: Final = struct.Struct("=28xH2xQ88xIIII112x")  # mode, ino, rdev, dev
+_statx: Callable[[int, bytes, int, int, Any], int] = ctypes.CDLL(None, use_errno=True).statx
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +94,32 @@ def _uses(folder: str, targets: Targets) -> Iterator[tuple[bool, int | None]]:
 
 def _match(link: str, targets: Targets) -> tuple[bool, int | None]:
     try:
-        status = os.stat(link)
+        file, device = _identity(link)
     except PermissionError:
         raise
     except OSError:  # gone, or its file system is dead, and the target's has just answered
         return False, None
-    if stat.S_ISBLK(status.st_mode):
-        return status.st_rdev in targets.devices, status.st_rdev
-    return (status.st_dev, status.st_ino) in targets.files, None
+    if device is not None:
+        return device in targets.devices, device
+    return file in targets.files, None
+
+
+def _identity(link: str) -> tuple[tuple[int, int], int | None]:
+    """What file a link of procfs leads to: its st_dev and st_ino, and a block device's st_rdev.
+
+    As the kernel remembers it. stat(2) would ask the server of a file system on FUSE or NFS, and
+    wait for as long as that hangs, which has nothing to do with the source.
+
+    Raises:
+        OSError: See statx(2).
+    """
+    result = ctypes.create_string_buffer(_STATX_RESULT.size)
+    if _statx(_AT_FDCWD, os.fsencode(link), _AT_STATX_DONT_SYNC, _STATX_WANTED, result) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    mode, inode, rdev_major, rdev_minor, major, minor = _STATX_RESULT.unpack(result.raw)
+    device = os.makedev(rdev_major, rdev_minor) if stat.S_ISBLK(mode) else None
+    return (os.makedev(major, minor), inode), device
 
 
 def _open_for_writing(fdinfo: str) -> bool:
