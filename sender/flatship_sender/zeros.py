@@ -38,6 +38,8 @@ def is_zero(buffer: memoryview) -> bool:
     if not length:
         return True
     address = _address(buffer)
+    if not _is_zero_at(address, min(PAGE_SIZE, length)):  # as most; the GIL is kept for so little
+        return False
     for start in range(0, length, CHUNK_SIZE):
         if _compare_chunk(address + start, _ZEROS_ADDRESS, min(CHUNK_SIZE, length - start)):
             return False
