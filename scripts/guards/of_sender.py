@@ -100,6 +100,27 @@ GUARDS = (
         ("tests/unit/test_compression.py",),
     ),
     Guard(
+        "processors that could not spare a link anything do not try",
+        f"{SENDER}/compression.py",
+        " and self._link < cores / (self._other + CPU_TO_SPARE)",
+        "",
+        ("tests/unit/test_compression.py",),
+    ),
+    Guard(
+        "a chunk on its way when copies begin is no source",
+        f"{SENDER}/shipping.py",
+        "disks[self._handle].chunks:\n                copies.underway(offset)\n",
+        "disks[self._handle].chunks:\n                break\n",
+        ("tests/unit/test_shipping.py",),
+    ),
+    Guard(
+        "a search for writers waits for no file system's server",
+        f"{SENDER}/processes.py",
+        "_AT_STATX_DONT_SYNC, _STATX_WANTED",
+        "0, _STATX_WANTED",
+        ("tests/unit/test_holders.py",),
+    ),
+    Guard(
         "the sender compares what it read with what is held",
         f"{SENDER}/prepare.py",
         "    if digest == earlier.digest:",

@@ -66,6 +66,22 @@ def test_file_that_nobody_uses_has_no_holders(disk: Path) -> None:
     assert find_holders(str(disk)).holders == ()
 
 
+@pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs FUSE")
+def test_file_system_whose_server_hangs_holds_up_no_search(tmp_path: Path) -> None:
+    server = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0"
+    mount = ["mount", "-i", "-t", "fuse", "-o", options, "nobody", str(tmp_path)]
+    subprocess.run(mount, check=True, pass_fds=(server,))
+    try:
+        held = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+        search = "from flatship_sender.holders import find_holders; find_holders('/etc/passwd')"
+        subprocess.run([sys.executable, "-c", search], check=True, timeout=20)
+        os.close(held)
+    finally:
+        os.close(server)  # whoever waits for an answer gets an error instead
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
 def test_file_that_nobody_can_look_at_any_more_hides_no_writer(disk: Path, tmp_path: Path) -> None:
     proc = tmp_path / "proc"
     files = proc / "7" / "fd"
