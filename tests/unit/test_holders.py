@@ -324,9 +324,10 @@ def test_device_mapper_devices_are_followed_upwards(tmp_path: Path) -> None:
 
 def is_kernel_thread(pid: int) -> bool:
     try:
-        return not Path(f"/proc/{pid}/cmdline").read_bytes()
+        parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
     except OSError:
         return False
+    return 2 in (pid, int(parent))  # an ended process has no command line either
 
 
 def test_processes_that_cannot_be_looked_at_are_counted_without_kernel_threads() -> None:
