@@ -12,7 +12,7 @@ from flatship_protocol.constants import KEY_SIZE
 from flatship_protocol.endpoint import Endpoint, parse_endpoint
 from flatship_protocol.errors import UsageError
 from flatship_service import configfile, files
-from flatship_service.errors import ConfigError, ConflictError, NotFoundError
+from flatship_service.errors import ConflictError, NotFoundError
 from flatship_service.keys import (
     fingerprint,
     format_key,
@@ -52,9 +52,9 @@ class Receiver:
         return fingerprint(self.public)
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    endpoint: str
-    public_key: str
+class _File(msgspec.Struct):
+    endpoint: Endpoint
+    public_key: bytes
     psk: str | None = None  # a file, relative to the folder
 
 
@@ -84,17 +84,10 @@ class Receivers:
         if not path.exists():
             known = ", ".join(self.names()) or "none; pair with one by flatship-sender join"
             raise NotFoundError(f"there is no receiver {name}; known: {known}")
-        content = configfile.load(path, _File, must_exist=True)
-        try:
-            endpoint = parse_endpoint(content.endpoint)
-        except ValueError as error:
-            raise ConfigError(f"{path}: endpoint: {error}") from None
-        try:
-            public = parse_key(content.public_key)
-        except ValueError as error:
-            raise ConfigError(f"{path}: public_key: {error}") from None
+        parsers = {Endpoint: parse_endpoint, bytes: parse_key}
+        content = configfile.load(path, _File, must_exist=True, parsers=parsers).value
         psk = NO_PSK if content.psk is None else read_secret(self._folder / content.psk)
-        return Receiver(name, endpoint, public, psk)
+        return Receiver(name, content.endpoint, content.public_key, psk)
 
     def check_free(self, name: str, public: bytes) -> None:
         """Raise what ``save`` would raise; a pairing can ask before it begins.

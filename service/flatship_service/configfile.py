@@ -1,155 +1,219 @@
 """Configuration: a TOML file and the fragments beside it, checked as one.
 
 ``receiver.toml`` is joined by ``receiver.conf.d/*.toml`` in the order of their
-names. Tables merge; of anything else the last one counts.
+names. Tables merge; of anything else the last one counts. All that is wrong is
+found at once, each with its file and line.
 """
 
+import contextlib
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from flatship_service.congestion import check_congestion_control
+from flatship_service.configvalues import Faults, Reading
 from flatship_service.errors import ConfigError
-from flatship_service.units import parse_duration, parse_rate, parse_size
+from flatship_service.toml_lines import KeyPath, key_lines
+from flatship_service.toml_text import dotted
+from flatship_service.written import Parsers
 
 Table = dict[str, Any]
-KeyPath = tuple[str, ...]
 T = TypeVar("T", bound=msgspec.Struct)
 
-
-class Size(int):
-    """Bytes; written as a number or as ``20MB``, ``1.5GiB``."""
-
-
-class Rate(int):
-    """Bytes per second; written as a number or as ``20MB``, ``100Mbit``."""
-
-
-class Duration(float):
-    """Seconds; written as a number or as ``15m``, ``1h30m``."""
+_PLACE: Final = re.compile(
+    r" \(at (?:line (?P<line>\d+), column (?P<column>\d+)|(?P<end>end).*)\)$"
+)
+_TWICE: Final = re.compile(r"Cannot (overwrite|declare|mutate)|Duplicate inline table key")
+TOLD: Final = 3  # problems in one message
+MAX_FILE: Final = 1 << 20  # bytes; people do not write more
 
 
-class Limit(float):
-    """Bytes per second, infinite for none; written as a Rate or as ``unlimited``."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something is said: a file, and a line from 1 if it is known."""
+
+    file: Path
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.file) if self.line is None else f"{self.file}:{self.line}"
 
 
-class CongestionControl(str):
-    """The name of a congestion control that the kernel offers."""
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: where, under which key, what was expected and what was found."""
 
-    __slots__ = ()
+    place: Place
+    key: KeyPath
+    what: str
 
-
-def _parse_limit(text: str) -> float:
-    return float("inf") if text == "unlimited" else parse_rate(text)
-
-
-_WRITTEN: Final[Mapping[type, Callable[[str], Any]]] = {
-    Size: parse_size,
-    Rate: parse_rate,
-    Limit: _parse_limit,
-    Duration: parse_duration,
-    Path: Path,
-    CongestionControl: check_congestion_control,
-}
-_AT: Final = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
-_FIELD: Final = re.compile(r"(?:unknown|required) field `(?P<name>[^`]*)`")
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (str(self.place), dotted(self.key), self.what)))
 
 
-def load(path: Path, kind: type[T], *, must_exist: bool) -> T:
+class WrongConfiguration(ConfigError):
+    """A configuration has problems, at least one; the message tells the first of them."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        told = "; ".join(map(str, problems[:TOLD]))
+        more = len(problems) - TOLD
+        super().__init__(f"{told}; and {more} more" if more > 0 else told)
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[T]):
+    """A configuration that was read.
+
+    Args:
+        value: What it says, with defaults.
+        table: What the files say, merged, as TOML has it.
+        places: Where each key of ``table`` was set.
+        main: The main file, which need not be there.
+        files: Those that were read, in the order in which they count.
+    """
+
+    value: T
+    table: Table
+    places: Mapping[KeyPath, Place]
+    main: Path
+    files: Sequence[Path]
+
+    def problems(self, faults: Faults) -> list[Problem]:
+        """What is wrong with keys, with the places where they are set."""
+        return _placed(faults, self.places, self.main)
+
+
+def load(
+    path: Path, kind: type[T], *, must_exist: bool, parsers: Parsers | None = None
+) -> Loaded[T]:
     """Read ``path`` and its fragments into ``kind``, a Struct that forbids unknown fields.
 
     Args:
         path: The main file.
         kind: What can be set, with types and defaults.
         must_exist: False for a default path that need not be there.
+        parsers: Types that are written as text, beside those of ``written``.
 
     Raises:
-        ConfigError: Names file, key, what was expected and what was found.
+        WrongConfiguration: Names file, line, key, what was expected and what was found.
     """
     merged: Table = {}
-    origins: dict[KeyPath, Path] = {}
-    for file in configuration_files(path, must_exist=must_exist):
+    places: dict[KeyPath, Place] = {}
+    problems: list[Problem] = []
+    files = configuration_files(path, must_exist=must_exist)
+    for file in files:
         try:
-            _merge(merged, _read(file), file, origins)
+            table, lines = _read(file)
+            _merge(merged, table, file, lines, places)
         except RecursionError:
-            raise ConfigError(f"{file}: tables or arrays stand in each other too deeply") from None
-    try:
-        return msgspec.convert(merged, kind, dec_hook=_convert)
-    except msgspec.ValidationError as error:
-        raise _explained(str(error), path, origins) from None
+            what = "tables or arrays stand in each other too deeply"
+            problems.append(Problem(Place(file), (), what))
+        except WrongConfiguration as error:
+            problems.extend(error.problems)
+    reading = Reading(parsers or {}, complete=not problems)
+    value = reading.struct(kind, merged)
+    problems.extend(_placed(reading.faults, places, path))
+    if problems:
+        raise WrongConfiguration(problems)
+    return Loaded(value, merged, places, path, files)
 
 
 def configuration_files(path: Path, *, must_exist: bool) -> list[Path]:
     """The files that make up the configuration, in the order in which they count.
 
     Raises:
-        ConfigError: The main file is missing and must exist.
+        WrongConfiguration: The main file is missing and must exist, or one cannot be looked for.
     """
-    if must_exist and not path.exists():
-        raise ConfigError(f"configuration file {path} does not exist")
-    main = [path] if path.exists() else []
-    fragments = path.with_name(f"{path.stem}.conf.d").glob("*.toml")
-    return main + sorted(fragments, key=lambda fragment: fragment.name)
-
-
-def _read(path: Path) -> Table:
+    folder = path.with_name(f"{path.stem}.conf.d")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        exists = path.exists()
+        fragments = sorted(each for each in folder.iterdir() if each.suffix == ".toml")
+    except (FileNotFoundError, NotADirectoryError):
+        fragments = []
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+        raise _whole(Path(error.filename or path), error.strerror or str(error)) from error
+    if must_exist and not exists:
+        raise ConfigError(f"configuration file {path} does not exist")
+    return [path, *fragments] if exists else fragments
+
+
+def _read(path: Path) -> tuple[Table, Mapping[KeyPath, int]]:
+    content = b""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE + 1)
+        if len(content) > MAX_FILE:
+            raise _whole(path, f"expected at most {MAX_FILE >> 20} MiB; this is no configuration")
+        text = content.decode("utf-8").replace("\r\n", "\n")
+        return tomllib.loads(text), key_lines(text)
+    except OSError as error:
+        raise _whole(path, error.strerror or str(error)) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        what = f"not UTF-8 at byte {error.start}"
+        raise WrongConfiguration([Problem(Place(path, line), (), what)]) from error
     except ValueError as error:  # TOMLDecodeError is one; a number of 5000 digits is another
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+        raise WrongConfiguration([_not_toml(path, content, str(error))]) from error
+
+
+def _whole(path: Path, what: str) -> WrongConfiguration:
+    return WrongConfiguration([Problem(Place(path), (), what)])
+
+
+def _not_toml(path: Path, content: bytes, message: str) -> Problem:
+    """What tomllib says, which names a line in words of its own."""
+    place = _PLACE.search(message)
+    line = column = None
+    if place is not None:
+        column = place["column"]
+        line = int(place["line"]) if place["line"] else content.rstrip().count(b"\n") + 1
+    what = _PLACE.sub("", message)
+    if _TWICE.match(what):
+        what = "this key or table is set twice in this file; keep one of the two"
+    at = f" at column {column}" if column else ""
+    return Problem(Place(path, line), (), f"not TOML{at}: {what}")
 
 
 def _merge(
-    into: Table, table: Table, file: Path, origins: dict[KeyPath, Path], at: KeyPath = ()
+    into: Table,
+    table: Table,
+    file: Path,
+    lines: Mapping[KeyPath, int],
+    places: dict[KeyPath, Place],
+    at: KeyPath = (),
 ) -> None:
     for key, value in table.items():
-        origins[(*at, key)] = file
+        path = (*at, key)
+        if key in into and not (isinstance(value, dict) and isinstance(into[key], dict)):
+            for gone in [each for each in places if each[: len(path)] == path]:
+                del places[gone]
+        places[path] = Place(file, lines.get(path))
         if isinstance(value, dict):
             inner = into.get(key)
             if not isinstance(inner, dict):
                 inner = into[key] = {}
-            _merge(inner, value, file, origins, (*at, key))
+            _merge(inner, value, file, lines, places, path)
         else:
             into[key] = value
+            for inside in (
+                lines if isinstance(value, list) else ()
+            ):  # its items, and what is in them
+                if inside[: len(path)] == path:
+                    places[inside] = Place(file, lines[inside])
 
 
-def _convert(kind: type, value: object) -> object:
-    parse = _WRITTEN.get(kind)
-    if parse is None:
-        raise NotImplementedError(f"no configuration value is a {kind.__name__}")
-    if isinstance(value, str):
-        return kind(parse(value))
-    if (
-        kind in (Path, CongestionControl)
-        or isinstance(value, bool)
-        or not isinstance(value, int | float)
-    ):
-        raise ValueError(f"Expected a string such as people write, got `{type(value).__name__}`")
-    if not value >= 0:
-        raise ValueError(f"Expected a number that is not negative, got {value}")
-    return kind(value)
+def _placed(faults: Faults, places: Mapping[KeyPath, Place], main: Path) -> list[Problem]:
+    """Faults with the place of their key, or of what it is missing in."""
+    return [Problem(_place(key, places, main), key, what) for key, what in faults]
 
 
-def _explained(message: str, path: Path, origins: Mapping[KeyPath, Path]) -> ConfigError:
-    """Turn msgspec's message, which knows neither files nor TOML's words, into ours."""
-    at = _AT.search(message)
-    keys = tuple(re.sub(r"\[[^]]*\]", "", at["path"]).split(".")) if at else ()
-    what = _AT.sub("", message)
-    field = _FIELD.search(what)
-    if field:
-        keys = (*keys, field["name"])
-        what = "unknown key" if "unknown" in what else "required, and missing"
-    file = next(
-        (origins[keys[:depth]] for depth in range(len(keys), 0, -1) if keys[:depth] in origins),
-        path,
-    )
-    what = what[:1].lower() + what[1:].replace("`object`", "table").replace("`", "")
-    return ConfigError(f"{file}: {'.'.join(keys)}: {what}")
+def _place(key: KeyPath, places: Mapping[KeyPath, Place], main: Path) -> Place:
+    for depth in range(len(key), 0, -1):
+        with contextlib.suppress(KeyError):
+            return places[key[:depth]]
+    return Place(main)

@@ -102,8 +102,8 @@ def test_name_that_could_be_a_path_is_refused(receivers: Receivers, name: str) -
     ("text", "message"),
     [
         ('public_key = "x"', r"esx1\.toml: endpoint: required"),
-        ('endpoint = "esx1"\npublic_key = "x"', r"esx1\.toml: endpoint: expected HOST:PORT"),
-        ('endpoint = "esx1:1"\npublic_key = "x"', r"esx1\.toml: public_key: expected a key"),
+        ('endpoint = "esx1"\npublic_key = "x"', r"esx1\.toml:1: endpoint: expected HOST:PORT"),
+        ('endpoint = "esx1:1"\npublic_key = "x"', r"esx1\.toml:2: public_key: expected a key"),
         ('endpoint = "esx1:1"\nkey = "x"', r"esx1\.toml: (key|public_key): "),
     ],
 )
