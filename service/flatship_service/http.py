@@ -1,19 +1,22 @@
-"""The HTTP endpoint of a daemon: metrics and health, read-only."""
+"""The HTTP endpoint of a daemon: metrics and health, read-only; with TLS and logins if wanted."""
 
-from collections.abc import Awaitable, Callable
+import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from flatship_service.http_access import Protection
+from flatship_service.http_login import BUSY, CHALLENGE, Door, LoginRefused
+
 if TYPE_CHECKING:
     from aiohttp import web
+    from aiohttp.typedefs import Handler, Middleware
 
 METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 MAX_HEADER: Final = 4096  # bytes of a request line, and of a header
 MAX_BODY: Final = 1  # bytes; no request needs a body
 KEEPALIVE: Final = 75.0  # seconds, longer than the usual interval between scrapes
 SHUTDOWN: Final = 1.0  # seconds given to answers that are under way
-
-Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
 
 
 @dataclass(slots=True)
@@ -24,13 +27,24 @@ class HttpEndpoint:
         render: Returns all metrics in Prometheus' text format.
         health: Returns whether the daemon does its work, and a line that says
             how; an unhealthy daemon answers 503.
+        protection: What callers are held to; another may be set at any time, and counts from the
+            next connection and request on. One with TLS takes the place only of one with TLS.
+        refused: Told of each login that failed: the reason, and from which address.
 
-    Both are called on the event loop and must not block.
+    All are called on the event loop and must not block.
     """
 
     render: Callable[[], bytes]
     health: Callable[[], tuple[bool, str]]
+    protection: Protection = field(default_factory=Protection)
+    refused: Callable[[str, str], None] = lambda _reason, _address: None
     _runner: "web.AppRunner | None" = field(default=None, init=False)
+    _door: Door = field(default_factory=Door, init=False)
+
+    @property
+    def scheme(self) -> str:
+        """What its addresses begin with."""
+        return "http" if self.protection.tls is None else "https"
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> tuple[str, int]:
         """Listen, and return the address: with port 0 the kernel chooses one.
@@ -41,7 +55,7 @@ class HttpEndpoint:
         # Imported here: no command but serve should wait for aiohttp.
         from aiohttp import web  # noqa: PLC0415
 
-        application = web.Application(client_max_size=MAX_BODY)
+        application = web.Application(client_max_size=MAX_BODY, middlewares=[self._guard()])
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/healthz", self._healthz)
         application.on_response_prepare.append(_name_server)
@@ -56,7 +70,8 @@ class HttpEndpoint:
         )
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host, port, backlog=16).start()
+            site = web.TCPSite(self._runner, host, port, backlog=16, ssl_context=self._tls())
+            await site.start()
         except BaseException:
             await self.stop()
             raise
@@ -68,6 +83,38 @@ class HttpEndpoint:
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
+
+    def _tls(self) -> ssl.SSLContext | None:
+        """A context that looks at ``protection`` anew at each handshake."""
+        tls = self.protection.tls
+        if tls is not None:
+            tls.sni_callback = self._take_newest  # called also where no name is asked for
+        return tls
+
+    def _take_newest(
+        self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext
+    ) -> None:
+        if self.protection.tls is not None:
+            connection.context = self.protection.tls
+
+    def _guard(self) -> "Middleware":
+        from aiohttp import web  # noqa: PLC0415
+
+        @web.middleware
+        async def guard(request: "web.Request", handler: "Handler") -> "web.StreamResponse":
+            users = self.protection.users
+            try:
+                if users is not None:
+                    await self._door.admit(users, request.headers.get("Authorization"))
+            except LoginRefused as error:
+                if error.reason is not None:
+                    self.refused(error.reason, request.remote or "")
+                if error.reason == BUSY:
+                    return web.Response(status=429, headers={"Retry-After": "1"})
+                return web.Response(status=401, headers={"WWW-Authenticate": CHALLENGE})
+            return await handler(request)
+
+        return guard
 
     async def _metrics(self, _request: "web.Request") -> "web.Response":
         from aiohttp import web  # noqa: PLC0415

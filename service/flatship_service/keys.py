@@ -8,14 +8,13 @@ import base64
 import binascii
 import contextlib
 import hashlib
-import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from flatship_service import files
 from flatship_service.errors import KeyFileError
+from flatship_service.secret_files import read_secret_file
 
 KEY_SIZE: Final = 32  # bytes
 PRIVATE_NAME: Final = "identity.key"
@@ -95,24 +94,7 @@ def read_secret(path: Path) -> bytes:
     Raises:
         KeyFileError: Missing, not a regular file, readable by others, or no key.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        raise KeyFileError(f"key file {path} does not exist") from error
-    except OSError as error:
-        raise KeyFileError(f"key file {path}: {error.strerror}") from error
-    except ValueError as error:  # a NUL in the name, which a configuration can spell
-        raise KeyFileError(f"key file {str(path)!r}: {error}") from error
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(f"key file {path} is not a regular file")
-        if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise KeyFileError(
-                f"key file {path} has mode {stat.S_IMODE(status.st_mode):04o}, so that others "
-                f"can use the key; if they have not read it, run: chmod 600 {path}"
-            )
-        content = file.read(_MAX_FILE)
+    content = read_secret_file(path, "key file", _MAX_FILE)
     try:
         return parse_key(content.decode("utf-8", "replace"))
     except ValueError as error:
