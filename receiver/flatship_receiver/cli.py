@@ -15,7 +15,7 @@ from flatship_protocol.endpoint import Endpoint, parse_endpoint
 from flatship_protocol.errors import TransferError
 from flatship_protocol.invitation import Invitation, encode_invitation
 from flatship_receiver.authorized_senders import AuthorizedSenders
-from flatship_receiver.config import Config, configure
+from flatship_receiver.config import Config, configure, read
 from flatship_receiver.discard import discard, forget
 from flatship_receiver.images import describe, image_line
 from flatship_receiver.invitations import LIFETIME, Invitations
@@ -32,8 +32,10 @@ from flatship_service.cli import (
     state_option,
 )
 from flatship_service.completion import completion_command
+from flatship_service.config_command import config_command
 from flatship_service.errors import ConfigError
 from flatship_service.keys import format_key, load_or_create_identity
+from flatship_service.password_command import password_command
 from flatship_service.paths import state_folder
 from flatship_service.printable import printable
 from flatship_service.units import format_duration, format_size
@@ -99,9 +101,8 @@ def serve(
 
     from flatship_receiver.daemon import serve as serve_until_stopped  # noqa: PLC0415
 
-    logs.configure(as_json=log_format == "json")
-    try:
-        settings = configure(
+    def read_again() -> Config:
+        return configure(
             config=config,
             state=state,
             listen=listen,
@@ -110,7 +111,11 @@ def serve(
             prove=not benchmark_no_proof,
             congestion_control=congestion_control,
         )
-        uvloop.run(serve_until_stopped(settings, __version__))
+
+    try:
+        settings = read_again()
+        logs.configure(settings.log_level, as_json=log_format == "json")
+        uvloop.run(serve_until_stopped(settings, __version__, read_again))
     except ConfigError as error:
         click.echo(f"error: {printable(str(error))}", err=True)
         return BAD_CONFIGURATION
@@ -251,6 +256,8 @@ def discard_(path: Path, state: Path | None) -> None:
     click.echo(f"{printable(str(path))}: {removed} incomplete files removed")
 
 
+cli.add_command(config_command(read))
+cli.add_command(password_command)
 cli.add_command(completion_command(cli, "flatship-receiver"))
 
 

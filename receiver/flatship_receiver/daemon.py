@@ -5,9 +5,11 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from random import SystemRandom
 from typing import Final
 
@@ -28,27 +30,38 @@ from flatship_receiver.invitations import Invitations
 from flatship_receiver.journal import AsyncJournal, ImageState, Journal
 from flatship_receiver.listener import BACKLOG, Listener
 from flatship_receiver.metrics import ReceiverMetrics
+from flatship_receiver.reconfigure import FIXED, Running
 from flatship_receiver.reservations import Reservations
 from flatship_receiver.sessions import Sessions
+from flatship_service.abandonable import in_time
 from flatship_service.congestion import use_congestion_control
 from flatship_service.errors import ConfigError
 from flatship_service.http import HttpEndpoint
+from flatship_service.http_access import exposure, protection
 from flatship_service.keys import load_or_create_identity
 from flatship_service.leaving import leave_without_threads
-from flatship_service.notify import Notifier
+from flatship_service.notify import Notifier, watched
+from flatship_service.reload import Reload, reloading
 from flatship_service.signals import stop_on_signal
 from flatship_service.workers import Workers
 
 FRAMES: Final = 32
 FAILED: Final = 1
+LISTENING: Final = "listening"
+OPEN_TIMEOUT: Final = 30.0  # seconds for a datastore that comes while others are in use
 STOP_TIMEOUT: Final = 10.0  # seconds that disks get to let go of their files
 SLOW_WORKERS: Final = 8  # threads that wait for storage: flushes, proofs, allocations
 
 log = structlog.get_logger()
 
 
-async def serve(config: Config, version: str) -> None:
+async def serve(config: Config, version: str, read: Callable[[], Config]) -> None:
     """Run a receiver until SIGTERM or SIGINT.
+
+    Args:
+        config: What to begin with.
+        version: Of the software.
+        read: Reads the configuration again, at SIGHUP.
 
     Raises:
         ConfigError: It cannot start as configured.
@@ -65,13 +78,17 @@ async def serve(config: Config, version: str) -> None:
         cleanup.push_async_callback(journal.close)
         workers = _threads(max(2, os.cpu_count() or 1), "flatship-worker", cleanup)
         slow_workers = _threads(SLOW_WORKERS, "flatship-slow-worker", cleanup)
+
+        def adopt(datastore: Datastore) -> Store:
+            return _with_threads(_store(datastore, metrics), cleanup)
+
         stores = {
-            name: _with_threads(_store(LocalDatastore(name, str(path)), metrics), cleanup)
-            for name, path in config.datastores.items()
+            name: adopt(LocalDatastore(name, str(path))) for name, path in config.datastores.items()
         }
         for store in stores.values():
             await _recover(store.datastore, slow_workers)
-        await _settle(journal, stores, slow_workers)
+        datastores = {name: store.datastore for name, store in stores.items()}
+        await _settle(journal, datastores, slow_workers)
         senders = AuthorizedSenders(config.state)
         facilities = Facilities(
             journal, workers, slow_workers, FramePool(FRAMES), metrics, senders, prove=config.prove
@@ -90,16 +107,29 @@ async def serve(config: Config, version: str) -> None:
         endpoint = HttpEndpoint(
             render=lambda: metrics.render()[0],
             health=lambda: (True, f"ok: {sessions.count} sessions"),
+            protection=protection(config.http_access),
+            refused=partial(_login_failed, metrics),
         )
         http = await _start_http(endpoint, config.http)
         cleanup.push_async_callback(endpoint.stop)
+
+        async def open_further(name: str, path: Path) -> Datastore:
+            datastore = await in_time(partial(_sound, name, path), OPEN_TIMEOUT)
+            await _recover(datastore, slow_workers)
+            await _settle(journal, {name: datastore}, slow_workers)
+            return datastore
+
+        running = Running(stores, dict(config.datastores), sock, endpoint, open_further, adopt)
         if not config.prove:
             log.warning("disks are published without being re-read; this is for benchmarks only")
         stop = cleanup.enter_context(stop_on_signal(asyncio.get_running_loop()))
-        _announce(sock, http, stores)
-        accepting = asyncio.create_task(listener.serve(sock))
         notifier = Notifier.from_environment()
-        notifier.ready("listening")
+        await cleanup.enter_async_context(watched(notifier))
+        reload = Reload(config, read, running.apply, FIXED, metrics.config_read)
+        await cleanup.enter_async_context(reloading(reload, notifier, stop.set, LISTENING))
+        _announce(sock, f"{endpoint.scheme}://{http}", stores)
+        accepting = asyncio.create_task(listener.serve(sock))
+        notifier.ready(LISTENING)
         await _either(stop, accepting)
         notifier.stopping("closing sessions")
         accepting.cancel()
@@ -114,6 +144,18 @@ async def serve(config: Config, version: str) -> None:
                 f"a datastore does not answer; stopped without it after {STOP_TIMEOUT:.0f} s",
                 FAILED,
             )
+
+
+def _sound(name: str, path: Path) -> Datastore:
+    """A datastore that answers."""
+    datastore = LocalDatastore(name, str(path))
+    datastore.space()
+    return datastore
+
+
+def _login_failed(metrics: ReceiverMetrics, reason: str, address: str) -> None:
+    metrics.auth_failure(reason)
+    log.warning("login failed", address=address, kind=reason)
 
 
 def _store(datastore: Datastore, metrics: ReceiverMetrics) -> Store:
@@ -149,17 +191,19 @@ async def _recover(datastore: Datastore, workers: Workers) -> None:
         log.error("publication could not be finished", reason=str(error))
 
 
-async def _settle(journal: AsyncJournal, stores: Mapping[str, Store], workers: Workers) -> None:
+async def _settle(
+    journal: AsyncJournal, datastores: Mapping[str, Datastore], workers: Workers
+) -> None:
     """Say in the journal what became of publications that a crash cut off from their record.
 
     One that does not stand under its name may still be finished by a later
     start, and keeps its record.
     """
     for image in await journal.run(Journal.images):
-        store = stores.get(image.datastore)
-        if image.state is not ImageState.PUBLISHING or store is None:
+        datastore = datastores.get(image.datastore)
+        if image.state is not ImageState.PUBLISHING or datastore is None:
             continue
-        if not await workers.run(stands, store.datastore, image):
+        if not await workers.run(stands, datastore, image):
             continue
         state = ImageState.COMPLETE
         await journal.run(Journal.set_state, image.uuid, state, when=time.time(), root=image.root)
@@ -197,6 +241,8 @@ def _listen(endpoint: Endpoint, congestion_control: str | None = None) -> socket
 
 
 async def _start_http(endpoint: HttpEndpoint, address: Endpoint) -> Endpoint:
+    if told := exposure(address.host, endpoint.protection):
+        log.warning("metrics are not protected", address=str(address), reason=told)
     try:
         return Endpoint(*await endpoint.start(address.host, address.port))
     except OSError as error:
@@ -206,11 +252,11 @@ async def _start_http(endpoint: HttpEndpoint, address: Endpoint) -> Endpoint:
         ) from error
 
 
-def _announce(sock: socket.socket, http: Endpoint, stores: Mapping[str, Store]) -> None:
+def _announce(sock: socket.socket, http: str, stores: Mapping[str, Store]) -> None:
     """One line, for people and for whoever started the daemon and waits for it."""
     listening = Endpoint(*sock.getsockname()[:2])
     print(
-        f"flatship-receiver listening on {listening}, metrics on http://{http}/metrics,"
+        f"flatship-receiver listening on {listening}, metrics on {http}/metrics,"
         f" datastores: {', '.join(stores)}",
         file=sys.stderr,
         flush=True,

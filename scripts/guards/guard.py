@@ -33,4 +33,5 @@ class Guard:
 RECEIVER = "receiver/flatship_receiver"
 SENDER = "sender/flatship_sender"
 PROTOCOL = "protocol/flatship_protocol"
+SERVICE = "service/flatship_service"
 PROMETHEUS = "deploy/prometheus"

@@ -214,8 +214,8 @@ GUARDS = (
     Guard(
         "a schedule with gaps needs a rate beside it",
         f"{SENDER}/config.py",
-        "    return Schedule(rate, periods)",
-        "    return Schedule(inf if rate is None else rate, periods)",
+        "        rate = inf if self.rate is None and not self.schedule else self.rate\n",
+        "        rate = inf if self.rate is None else self.rate\n",
         ("tests/unit/test_sender_config.py",),
     ),
     Guard(

@@ -14,7 +14,7 @@ from flatship_protocol.endpoint import Endpoint, parse_endpoint
 from flatship_protocol.errors import TransferError
 from flatship_protocol.invitation import decode_invitation
 from flatship_sender.compression import MAX_LEVEL, MIN_LEVEL, Policy
-from flatship_sender.config import MIN_LIMIT, TOO_LOW
+from flatship_sender.config import MIN_LIMIT, TOO_LOW, read
 from flatship_sender.daemon import send as send_disks
 from flatship_sender.display import choose_display
 from flatship_sender.inspect import InspectionReport, describe, inspect
@@ -49,7 +49,9 @@ from flatship_service.cli import (
     tell,
 )
 from flatship_service.completion import completion_command
+from flatship_service.config_command import config_command
 from flatship_service.keys import format_key, load_or_create_identity
+from flatship_service.password_command import password_command
 from flatship_service.paths import state_folder
 from flatship_service.units import DURATION_EXPECTED, parse_duration, parse_rate
 
@@ -317,6 +319,8 @@ def _command_line() -> str:
     return shlex.join(sys.orig_argv if as_module else sys.argv)
 
 
+cli.add_command(config_command(read))
+cli.add_command(password_command)
 cli.add_command(completion_command(cli, "flatship-sender"))
 
 

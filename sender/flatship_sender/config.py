@@ -1,25 +1,32 @@
-"""What can be set at a sender in a file: limits of rate, when they hold, congestion control."""
+"""What can be set at a sender in a file: limits of rate and when they hold, and its daemon."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from math import inf
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
-from flatship_sender.schedule import Schedule, period
-from flatship_service.configfile import CongestionControl, Limit, load
+from flatship_protocol.endpoint import Endpoint, parse_endpoint
+from flatship_sender.schedule import Period, Schedule, period
+from flatship_service.configfile import Loaded, load
+from flatship_service.configvalues import WrongValues
+from flatship_service.http_access import HttpAccess
+from flatship_service.logs import Level
 from flatship_service.paths import default_config_file
+from flatship_service.written import CongestionControl, Limit, Parsers
 
+DEFAULT_HTTP: Final = Endpoint("127.0.0.1", 9472)
+DEFAULT_JOBS: Final = 2
+MAX_JOBS: Final = 64
 MIN_LIMIT: Final = 8 << 10  # bytes per second; receivers tolerate half of it
 TOO_LOW: Final = "expected at least 8KiB/s, or the receiver takes the link for dead"
+PARSERS: Final[Parsers] = {Endpoint: parse_endpoint}
 
 
-class PeriodTable(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"start": "from", "end": "to"}
-):
+class PeriodTable(msgspec.Struct, frozen=True, rename={"start": "from", "end": "to"}):
     """A rate for some hours of some days."""
 
     days: list[str]
@@ -27,42 +34,57 @@ class PeriodTable(
     end: str
     rate: Limit
 
+    def __post_init__(self) -> None:
+        """Refuse what is no period."""
+        self.period()
+        _check_rate(self.rate)
 
-class LimitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    def period(self) -> Period:
+        """What the schedule makes of it; ValueError says what was expected."""
+        return period(self.days, self.start, self.end, self.rate)
+
+
+class LimitTable(msgspec.Struct, frozen=True, kw_only=True):
     """A limit: a rate, and periods in which others hold."""
 
     rate: Limit | None = None
     schedule: list[PeriodTable] = []
 
+    def __post_init__(self) -> None:
+        """Refuse what no limit can be made of."""
+        if self.rate is not None:
+            _check_rate(self.rate)
+        try:
+            self.limit()
+        except ValueError as error:
+            raise WrongValues([(("schedule",), str(error))]) from None
 
-class LimitsTable(LimitTable, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    def limit(self) -> Schedule:
+        """What holds when; ValueError says of which periods what was expected."""
+        rate = inf if self.rate is None and not self.schedule else self.rate
+        return Schedule(rate, [each.period() for each in self.schedule])
+
+
+class LimitsTable(LimitTable, frozen=True, kw_only=True):
     """The limit of all receivers together, and those of single receivers."""
 
     receivers: dict[str, LimitTable] = {}
 
-    def __post_init__(self) -> None:
-        """Refuse what no limit can be made of."""
-        self.schedules()
 
-    def schedules(self) -> tuple[Schedule, dict[str, Schedule]]:
-        """The limit of all receivers, and those of receivers by name.
+class HttpTable(HttpAccess, frozen=True, kw_only=True):
+    """Where the daemon serves metrics, and for whom."""
 
-        Raises:
-            ValueError: Says of whom, what was expected and what was found.
-        """
-        receivers = {}
-        for name, table in self.receivers.items():
-            try:
-                receivers[name] = _schedule(table)
-            except ValueError as error:
-                raise ValueError(f"receiver {name}: {error}") from None
-        return _schedule(self), receivers
+    listen: Endpoint = DEFAULT_HTTP
 
 
-class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
     """The file's keys."""
 
     congestion_control: CongestionControl | None = None
+    jobs: Annotated[int, msgspec.Meta(ge=1, le=MAX_JOBS)] = DEFAULT_JOBS
+    socket: Path | None = None
+    log_level: Level = "info"
+    http: HttpTable = msgspec.field(default_factory=HttpTable)
     limits: LimitsTable = msgspec.field(default_factory=LimitsTable)
 
 
@@ -84,39 +106,56 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What a command runs with, checked."""
+    """What a command or the daemon runs with, checked.
+
+    Args:
+        limits: Of rate.
+        congestion_control: TCP's; None for the system's.
+        jobs: How many the daemon runs at once.
+        socket: Where the daemon is told what to do; None for its place in the state folder.
+        http: Where the daemon serves metrics.
+        http_access: Who may read them.
+        log_level: The least that the daemon logs.
+    """
 
     limits: Limits
     congestion_control: str | None = None
+    jobs: int = DEFAULT_JOBS
+    socket: Path | None = None
+    http: Endpoint = DEFAULT_HTTP
+    http_access: HttpAccess = field(default_factory=HttpAccess)
+    log_level: Level = "info"
+
+
+def read(path: Path | None) -> Loaded[ConfigFile]:
+    """Read the file, or that of the system, which need not be there.
+
+    Raises:
+        WrongConfiguration: Names file, line, key, what was expected and what was found.
+    """
+    file = path or default_config_file("sender")
+    return load(file, ConfigFile, must_exist=path is not None, parsers=PARSERS)
 
 
 def configure(path: Path | None) -> Config:
-    """Read the configuration.
-
-    Args:
-        path: The file; None for that of the system, which need not be there.
+    """What the file says, or that of the system.
 
     Raises:
-        ConfigError: Names file, key, what was expected and what was found.
+        WrongConfiguration: As for ``read``.
     """
-    file = load(path or default_config_file("sender"), ConfigFile, must_exist=path is not None)
-    return Config(Limits(*file.limits.schedules()), file.congestion_control)
+    file = read(path).value
+    receivers = {name: table.limit() for name, table in file.limits.receivers.items()}
+    return Config(
+        Limits(file.limits.limit(), receivers),
+        file.congestion_control,
+        file.jobs,
+        file.socket,
+        file.http.listen,
+        file.http,
+        file.log_level,
+    )
 
 
-def _schedule(table: LimitTable) -> Schedule:
-    rate = inf if table.rate is None and not table.schedule else table.rate
-    _check(rate)
-    periods = []
-    for each in table.schedule:
-        read = period(each.days, each.start, each.end, each.rate)
-        try:
-            _check(each.rate)
-        except ValueError as error:
-            raise ValueError(f"period {read.name}: {error}") from None
-        periods.append(read)
-    return Schedule(rate, periods)
-
-
-def _check(rate: float | None) -> None:
-    if rate is not None and rate < MIN_LIMIT:
-        raise ValueError(f"{TOO_LOW}; got {rate:.0f} bytes a second")
+def _check_rate(rate: float) -> None:
+    if rate < MIN_LIMIT:
+        raise WrongValues([(("rate",), f"{TOO_LOW}; got {rate:.0f} bytes a second")])

@@ -39,6 +39,7 @@ from flatship_sender.throttle import Throttle
 from flatship_service.cli import INTERRUPTED, tell
 from flatship_service.errors import ConfigError
 from flatship_service.http import HttpEndpoint
+from flatship_service.http_access import HttpAccess, exposure, protection
 from flatship_service.leaving import leave_without_threads
 from flatship_service.signals import on_hangup, stop_on_signal
 from flatship_service.workers import Workers
@@ -119,6 +120,7 @@ async def _send(command: _Command, display: Display, version: str) -> Outcome:
         workers,
         command=options.limit or inf,
         a_disk=options.disk_limit or inf,
+        told=_nobody if metrics is None else metrics.config_read,
     )
     await limiter.look()
     congestion_control = options.congestion_control or config.congestion_control
@@ -160,7 +162,8 @@ async def _send(command: _Command, display: Display, version: str) -> Outcome:
     )
     async with AsyncExitStack() as cleanup:
         if options.http is not None and metrics is not None:
-            await cleanup.enter_async_context(_metrics_served(metrics, progress, options.http))
+            served = _metrics_served(metrics, progress, options.http, config.http_access)
+            await cleanup.enter_async_context(served)
         stop = cleanup.enter_context(stop_on_signal(asyncio.get_running_loop()))
         await cleanup.enter_async_context(_limits_kept(limiter, stop))
         await cleanup.enter_async_context(following(display, progress))
@@ -255,11 +258,16 @@ def _metrics(progress: TransferProgress, version: str) -> "SenderMetrics":
 
 @asynccontextmanager
 async def _metrics_served(
-    metrics: "SenderMetrics", progress: TransferProgress, address: Endpoint
+    metrics: "SenderMetrics", progress: TransferProgress, address: Endpoint, access: HttpAccess
 ) -> AsyncIterator[None]:
     endpoint = HttpEndpoint(
-        render=lambda: metrics.render()[0], health=lambda: (True, _health(progress))
+        render=lambda: metrics.render()[0],
+        health=lambda: (True, _health(progress)),
+        protection=protection(access),
+        refused=lambda reason, _address: metrics.auth_failure(reason),
     )
+    if told := exposure(address.host, endpoint.protection):
+        tell(f"warning: metrics on {address} are not protected: {told}")
     try:
         host, port = await endpoint.start(address.host, address.port)
     except OSError as error:
@@ -267,7 +275,7 @@ async def _metrics_served(
             f"cannot serve metrics on {address}: {error.strerror or error};"
             " choose another with --http"
         ) from error
-    tell(f"metrics on http://{Endpoint(host, port)}/metrics")
+    tell(f"metrics on {endpoint.scheme}://{Endpoint(host, port)}/metrics")
     try:
         yield
     finally:
@@ -348,3 +356,7 @@ def _reserve(source: BlockSource) -> int:
         extent.length for extent in source.extents(0, source.size) if extent.kind is ExtentKind.DATA
     )
     return data if data < source.size else 0
+
+
+def _nobody(_successful: bool) -> None:
+    """Told how it went to read the configuration again, where there are no metrics."""

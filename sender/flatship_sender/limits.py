@@ -41,6 +41,7 @@ class Limiter:
         workers: Threads to look at the others in.
         command: The command's own limit, in bytes a second; infinite for none.
         a_disk: Likewise, of each of its disks.
+        told: Told whether the configuration could be read again.
         now: The local time.
     """
 
@@ -55,6 +56,7 @@ class Limiter:
         *,
         command: float = inf,
         a_disk: float = inf,
+        told: Callable[[bool], None] = lambda _good: None,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         self._config = config
@@ -65,6 +67,7 @@ class Limiter:
         self._workers = workers
         self._command = command
         self._a_disk = a_disk
+        self._told = told
         self._now = now
         self._caution = Caution(MIN_LIMIT)
         self._spent = throttle.spent
@@ -106,7 +109,9 @@ class Limiter:
         except (ConfigError, SharesNotNoted) as error:
             self._config = before
             tell(f"warning: the limits stay as they were: {error}")
+            self._told(False)
             return
+        self._told(True)
         now = "no limit" if self.rate == inf else format_rate(self.rate)
         tell(f"configuration read again: {now}")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 _OFFERED: Final = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+_SYSTEMS: Final = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 _ALLOWED: Final = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 
 
@@ -28,6 +29,14 @@ def use_congestion_control(sock: socket.socket, name: str | None) -> None:
         raise ValueError(
             f"{name!r} is not known to this kernel; expected one of: {_listed(_OFFERED)}"
         ) from None
+
+
+def system_congestion_control() -> str | None:
+    """The one of sockets for which nobody chooses; None if the kernel does not say."""
+    try:
+        return _SYSTEMS.read_text().strip()
+    except OSError:
+        return None
 
 
 def check_congestion_control(name: str) -> str:

@@ -4,7 +4,7 @@ What the configuration says is ``HttpAccess``; ``protection`` reads the files th
 """
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -58,6 +58,16 @@ def protection(access: HttpAccess) -> Protection:
         return Protection(_tls(access), _users(access))
     except _Unusable as error:
         raise ConfigError(f"http.{error.key}: {error}") from error
+
+
+def succeeding(present: Protection, new: Protection) -> tuple[Protection, Sequence[str]]:
+    """What a listener that has ``present`` can take on of ``new``, and keys that take a restart.
+
+    One that began without TLS goes on without it, and the other way round.
+    """
+    if (present.tls is None) == (new.tls is None):
+        return new, ()
+    return Protection(present.tls, new.users), ("http.certificate",)
 
 
 def checked(loaded: L) -> L:

@@ -25,6 +25,14 @@ LEVELS: Final[Mapping[Level, int]] = {
     "error": logging.ERROR,
 }
 
+_METHODS: Final[Mapping[str, int]] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "exception": logging.ERROR,
+    "critical": logging.CRITICAL,
+}
 _BARE: Final = re.compile(r"[A-Za-z0-9_.:/@+,*%-]+", re.ASCII)
 _FIRST: Final = ("timestamp", "level", "event")
 
@@ -39,15 +47,17 @@ def configure(
         as_json: One JSON object a line in place of ``key=value``.
         stream: Standard error when not given.
     """
+    set_level(level)
     structlog.configure(
         processors=[
+            _drop_what_is_not_worth_it,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             render_json if as_json else render_line,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(
             _Expendable(stream if stream is not None else sys.stderr)
         ),
@@ -55,6 +65,11 @@ def configure(
     )
     # Libraries log at length about what is normal; their warnings matter.
     logging.basicConfig(handlers=[_ToStructlog()], level=logging.WARNING, force=True)
+
+
+def set_level(level: Level) -> None:
+    """Let the least that is worth a line be another, for loggers that are in use, too."""
+    _threshold.least = LEVELS[level]
 
 
 def render_line(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
@@ -74,6 +89,23 @@ def _quoted(value: object) -> str:
     if _BARE.fullmatch(text):
         return text
     return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+class _Threshold:
+    """What ``set_level`` sets."""
+
+    least = LEVELS["info"]
+
+
+_threshold: Final = _Threshold()
+
+
+def _drop_what_is_not_worth_it(
+    _logger: object, method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    if _METHODS.get(method, logging.INFO) < _threshold.least:
+        raise structlog.DropEvent
+    return event
 
 
 class _Expendable(io.StringIO):

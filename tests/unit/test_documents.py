@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 
 from flatship_protocol.errors import ErrorCode
+from flatship_receiver import config as receiver_config
 from flatship_receiver.cli import cli as receiver_cli
-from flatship_receiver.config import ConfigFile
 from flatship_receiver.metrics import AUTH_REASONS, OTHER, ReceiverMetrics, SpaceSample
+from flatship_sender import config as sender_config
 from flatship_sender.cli import cli as sender_cli
 from flatship_sender.metrics import SenderMetrics
 from flatship_sender.progress import DiskProgress, TransferProgress
@@ -286,10 +288,22 @@ def test_the_senders_manual_explains_each_refusal_with_its_exit_code() -> None:
     assert listed == {code.name.lower(): REFUSALS[code].exit_code for code in ErrorCode}
 
 
-def test_the_receivers_manual_lists_the_keys_of_its_configuration() -> None:
-    section = sections(MANUALS["flatship-receiver"].read_text())["Configuration"]
-    listed = re.findall(r"^\| `\[?([a-z_]+)\]?` \|", section, re.MULTILINE)
-    assert listed == list(ConfigFile.__struct_fields__)
+@pytest.mark.parametrize(
+    ("program", "kind"),
+    [
+        ("flatship-receiver", receiver_config.ConfigFile),
+        ("flatship-sender", sender_config.ConfigFile),
+    ],
+)
+def test_a_manual_lists_the_keys_of_its_configuration(
+    program: str, kind: type[msgspec.Struct]
+) -> None:
+    section = sections(MANUALS[program].read_text())["Configuration"]
+    listed = re.findall(r"^\| `\[?([a-z_.]+)\]?` \|", section, re.MULTILINE)
+    (http,) = (each.type for each in msgspec.structs.fields(kind) if each.name == "http")
+    assert [key for key in listed if "." not in key] == list(kind.__struct_fields__)
+    below = [key.removeprefix("http.") for key in listed if "." in key]
+    assert below == list(http.__struct_fields__)
     example = re.findall(r"^```toml\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     assert set(tomllib.loads("".join(example))) <= set(listed)
 

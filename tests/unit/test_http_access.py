@@ -18,7 +18,13 @@ from cryptography.x509.oid import NameOID
 from flatship_service import passwords
 from flatship_service.errors import ConfigError
 from flatship_service.http import HttpEndpoint
-from flatship_service.http_access import HttpAccess, Protection, exposure, protection
+from flatship_service.http_access import (
+    HttpAccess,
+    Protection,
+    exposure,
+    protection,
+    succeeding,
+)
 from flatship_service.http_login import MAX_WAITING
 from flatship_service.passwords import PasswordHash, Users
 
@@ -256,6 +262,18 @@ def test_certificate_and_key_that_cannot_be_used_are_told_apart(authority: Autho
     authority.issue()
     key.write_text("nothing")
     assert said() == f"http.key: key {key}: holds no private key in PEM"
+
+
+def test_a_listener_takes_on_users_and_certificates_and_neither_begins_nor_ends_tls() -> None:
+    with_tls = Protection(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ADA.users)
+    newer = Protection(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    assert succeeding(with_tls, newer) == (newer, ())
+    assert succeeding(Protection(), ADA) == (ADA, ())
+    assert succeeding(Protection(), with_tls) == (ADA, ("http.certificate",))
+    assert succeeding(with_tls, Protection()) == (
+        Protection(with_tls.tls),
+        ("http.certificate",),
+    )
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_one_that_cannot_be_used_changes_nothing_and_says_why(
         await limiter.look()
         assert limiter.rate == 10 * MEGABYTE
         assert "the limits stay as they were: " in (said := capsys.readouterr().err)
-        assert f"{site.file}: limits.rate: expected a rate" in said
+        assert f"{site.file}:2: limits.rate: expected a rate" in said
 
     run(scenario)
 

@@ -1,10 +1,14 @@
+import asyncio
+import os
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from flatship_service.notify import Notifier
+from flatship_service.notify import Notifier, watched
 
 
 @pytest.fixture
@@ -79,3 +83,52 @@ def test_manager_that_does_not_read_does_not_hold_the_daemon_up(
         notifier.status("x" * 1000)
 
     assert received(manager)
+
+
+def heard(manager: socket.socket) -> int:
+    """How many messages have come, none of which remains."""
+    count = 0
+    manager.setblocking(False)
+    with suppress(BlockingIOError):
+        while manager.recv(4096):
+            count += 1
+    return count
+
+
+def test_it_is_the_event_loop_that_says_it_is_alive(
+    manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.bind(str(tmp_path / "notify"))
+    monkeypatch.setattr("faulthandler.enable", lambda: None)
+
+    async def scenario() -> None:
+        async with watched(Notifier(str(tmp_path / "notify"), watchdog=0.03)):
+            await asyncio.sleep(0.1)
+            assert heard(manager) >= 2
+            time.sleep(0.2)  # noqa: ASYNC251  # a loop that hangs
+            assert heard(manager) == 0
+            await asyncio.sleep(0.05)
+            assert heard(manager) >= 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("environment", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "60000000"}, 60),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": str(os.getpid())}, 60),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_the_watchdog_is_what_the_environment_says(
+    environment: dict[str, str], seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert Notifier.from_environment().watchdog == seconds

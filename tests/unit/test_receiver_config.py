@@ -8,7 +8,10 @@ from flatship_service.errors import ConfigError
 
 FILE = """
 listen = "192.0.2.1:7000"
-http = "127.0.0.1:9000"
+log_level = "warning"
+
+[http]
+listen = "127.0.0.1:9000"
 
 [datastore]
 slow = "/slow"
@@ -29,6 +32,7 @@ def test_the_file_says_what_the_command_line_does_not(file: Path, tmp_path: Path
     assert config.http == Endpoint("127.0.0.1", 9000)
     assert list(config.datastores.items()) == [("slow", Path("/slow")), ("fast", Path("/fast"))]
     assert config.state == tmp_path
+    assert config.log_level == "warning"
     assert config.prove
 
 

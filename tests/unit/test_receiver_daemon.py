@@ -31,7 +31,7 @@ def test_whoever_reads_that_it_listens_may_stop_it(
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     signal.signal(signal.SIGTERM, lambda number, _: unheard.append(number))
     try:
-        asyncio.run(asyncio.wait_for(daemon.serve(config, "test"), 20))
+        asyncio.run(asyncio.wait_for(daemon.serve(config, "test", lambda: config), 20))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
