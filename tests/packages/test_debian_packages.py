@@ -75,10 +75,31 @@ def test_mandoc_finds_nothing_wrong_with_a_manual_page(role: str) -> None:
     assert (found.returncode, found.stdout) == (0, b"")
 
 
-def test_the_unit_is_accepted_and_leaves_little_exposed(installed: Machine) -> None:
-    verified = installed.run("systemd-analyze verify flatship-receiver.service")
+@pytest.mark.parametrize("end", ["sender", "receiver"])
+def test_a_unit_is_accepted_and_leaves_little_exposed(installed: Machine, end: str) -> None:
+    verified = installed.run(f"systemd-analyze verify flatship-{end}.service")
     assert verified.stderr == ""  # it ends well whatever it finds
-    installed.run(f"systemd-analyze security --threshold={EXPOSURE} flatship-receiver.service")
+    installed.run(f"systemd-analyze security --threshold={EXPOSURE} flatship-{end}.service")
+    installed.run(f"flatship-{end} config check")
+
+
+def test_a_reload_is_heard_and_a_daemon_that_hangs_is_started_again(installed: Machine) -> None:
+    start(installed)
+    installed.run("systemctl reload flatship-receiver")
+    assert installed.has("/var/lib/flatship/receiver/journal.lock")
+    installed.run("journalctl -u flatship-receiver --grep 'configuration read again'")
+    folder = "/run/systemd/system/flatship-receiver.service.d"
+    quick = "[Service]\\nWatchdogSec=2s\\nTimeoutAbortSec=2s\\n"
+    installed.run(f"mkdir -p {folder} && printf '{quick}' > {folder}/quick.conf")
+    installed.run("systemctl daemon-reload && systemctl restart flatship-receiver")
+    before = properties(installed, "MainPID")["MainPID"]
+    installed.run(f"kill -STOP {before}")
+    installed.run(
+        "timeout 60 sh -c 'until [ $(systemctl show -P NRestarts flatship-receiver) -ge 1 ]"
+        " && systemctl is-active --quiet flatship-receiver; do sleep 0.5; done'"
+    )
+    assert properties(installed, "MainPID")["MainPID"] != before
+    installed.run(f"rm -r {folder} && systemctl daemon-reload")
 
 
 def test_an_installed_receiver_runs_confined_and_publishes_what_a_sender_sends(
