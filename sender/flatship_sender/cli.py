@@ -14,7 +14,7 @@ from flatship_protocol.endpoint import Endpoint, parse_endpoint
 from flatship_protocol.errors import TransferError
 from flatship_protocol.invitation import decode_invitation
 from flatship_sender.compression import MAX_LEVEL, MIN_LEVEL, Policy
-from flatship_sender.config import MIN_LIMIT, TOO_LOW, read
+from flatship_sender.config import DEFAULT_JOBS, MAX_JOBS, MIN_LIMIT, TOO_LOW, configure, read
 from flatship_sender.daemon import send as send_disks
 from flatship_sender.display import choose_display
 from flatship_sender.inspect import InspectionReport, describe, inspect
@@ -50,11 +50,13 @@ from flatship_service.cli import (
 )
 from flatship_service.completion import completion_command
 from flatship_service.config_command import config_command
+from flatship_service.errors import ConfigError
 from flatship_service.keys import format_key, load_or_create_identity
 from flatship_service.password_command import password_command
 from flatship_service.paths import state_folder
 from flatship_service.units import DURATION_EXPECTED, parse_duration, parse_rate
 
+BAD_CONFIGURATION: Final = 78  # RestartPreventExitStatus of the unit
 MAX_INVITATION: Final = 1 << 16  # bytes read of what should be one line
 DRY_RUN_NOTE: Final = "dry run: the receiver would take this; nothing was sent"
 LIVE_NOTE: Final = (
@@ -311,6 +313,51 @@ def send(
     if outcome.exit_code == INTERRUPTED:
         tell(f"to go on where it stopped, run: {work.command}")
     return outcome.exit_code
+
+
+@cli.command(short_help="Send what is in the queue, until SIGTERM.")
+@click.option("--http", type=ADDRESS, help="Where metrics are served.  [default: 127.0.0.1:9472]")
+@click.option(
+    "--jobs",
+    metavar="N",
+    type=click.IntRange(1, MAX_JOBS),
+    help=f"How many jobs run at once.  [default: {DEFAULT_JOBS}]",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How log lines are written, on standard error.",
+)
+@config_option
+@state_option
+def serve(
+    http: Endpoint | None,
+    jobs: int | None,
+    log_format: str,
+    config: Path | None,
+    state: Path | None,
+) -> int:
+    """Be the daemon of a state folder: send the jobs of its queue until SIGTERM."""
+    from flatship_sender.serve import Settings  # noqa: PLC0415  # no other command waits for it
+    from flatship_sender.serve import serve as serve_until_stopped  # noqa: PLC0415
+    from flatship_service import logs  # noqa: PLC0415
+
+    logs.configure(as_json=log_format == "json")
+    try:
+        said = configure(config)
+        settings = Settings(
+            state_folder("sender", state).absolute(),
+            None if config is None else config.absolute(),
+            http or said.http,
+            jobs or said.jobs,
+        )
+        asyncio.run(serve_until_stopped(settings, __version__))
+    except ConfigError as error:
+        tell(f"error: {error}")
+        return BAD_CONFIGURATION
+    return 0
 
 
 def _command_line() -> str:

@@ -19,8 +19,8 @@ from flatship_service.paths import default_config_file
 from flatship_service.written import CongestionControl, Limit, Parsers
 
 DEFAULT_HTTP: Final = Endpoint("127.0.0.1", 9472)
-DEFAULT_JOBS: Final = 2
-MAX_JOBS: Final = 64
+DEFAULT_JOBS: Final = 2  # at once: one reads ahead while the other is proven
+MAX_JOBS: Final = 64  # at once, each a process with 100 MiB of memory and more
 MIN_LIMIT: Final = 8 << 10  # bytes per second; receivers tolerate half of it
 TOO_LOW: Final = "expected at least 8KiB/s, or the receiver takes the link for dead"
 PARSERS: Final[Parsers] = {Endpoint: parse_endpoint}

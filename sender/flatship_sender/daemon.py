@@ -25,7 +25,7 @@ from flatship_sender.downtimes import Disk, Downtimes
 from flatship_sender.incarnations import Incarnations
 from flatship_sender.job import FIRST_PASS, Job
 from flatship_sender.limits import Limiter
-from flatship_sender.observer import Unobserved
+from flatship_sender.observer import Observer, Unobserved
 from flatship_sender.order import Order, Outcome, check_names, disk_names, distinct
 from flatship_sender.page_indexes import PageIndexes, Place
 from flatship_sender.passes import Passes
@@ -59,8 +59,14 @@ def worthwhile(connections: int, limit: float) -> int:
     return min(connections, max(1, int(limit // WORTH_A_CONNECTION)))
 
 
-def send(order: Order, display: Display, version: str) -> Outcome:
+def send(order: Order, display: Display, version: str, observer: Observer | None = None) -> Outcome:
     """Send disks to a receiver and wait until each is published or failed.
+
+    Args:
+        order: What to send, where and how.
+        display: Shows it.
+        version: Of the software.
+        observer: Told what happens, unless the order asks for metrics here.
 
     Raises:
         UsageError: There are too many disks, or one is named twice.
@@ -85,7 +91,8 @@ def send(order: Order, display: Display, version: str) -> Outcome:
         cleanup.callback(workers.close)
         table = Table(order.state)
         cleanup.callback(table.close)
-        command = _Command(order, config, table, jobs, held, workers, begun)
+        observer = observer or Unobserved()
+        command = _Command(order, config, table, jobs, held, workers, begun, observer)
         return uvloop.run(_send(command, display, version))
 
 
@@ -100,6 +107,7 @@ class _Command:
     held: Claim
     workers: Workers
     begun: float
+    observer: Observer
 
 
 async def _send(command: _Command, display: Display, version: str) -> Outcome:
@@ -128,7 +136,7 @@ async def _send(command: _Command, display: Display, version: str) -> Outcome:
     def begin(
         jobs: Sequence[Job], session: SessionName, on_open: Callable[[], None]
     ) -> tuple[Transfer, Client]:
-        observer = metrics or Unobserved()
+        observer = metrics or command.observer
         transfer = Transfer(
             jobs,
             progress,
@@ -340,6 +348,7 @@ def _job(number: int, source: BlockSource, name: str, order: Order, indexes: Pag
         replace=target.replace,
         live=options.live,
         dry_run=options.dry_run,
+        in_doubt=options.in_doubt,
     )
     progress = DiskProgress(source.name, f"{target.vm}/{name}.vmdk", source.size)
     place = Place(order.receiver.public, target.datastore, target.vm, name)

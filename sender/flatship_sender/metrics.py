@@ -6,7 +6,7 @@ chunk pays nothing for being watched. Only the latency histogram is told anythin
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -122,6 +122,18 @@ class SenderMetrics:
         """
         self._transfers.watch(transfer or progress.vm, progress)
 
+    def follow(self, progress: TransferProgress, transfer: str) -> None:
+        """Have a later state of a transfer that is watched take the place of the earlier one."""
+        self._transfers.follow(transfer, progress)
+
+    def drop(self, transfer: str) -> None:
+        """Drop the series of a transfer; totals keep what it moved."""
+        self._transfers.drop(transfer)
+
+    def watch_queue(self, counts: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
+        """Export a queue: how many jobs are in each state, and how many bytes that is."""
+        self._registry.register(_Queue(counts))
+
     def forget(self, now: float | None = None, retention: float = RETENTION) -> None:
         """Drop the series of transfers seen finished ``retention`` seconds ago or earlier.
 
@@ -136,7 +148,11 @@ class SenderMetrics:
     def error(self, error: BaseException) -> None:
         """Count an error under its wire code; what is not ours is ``internal``."""
         code = error.code if isinstance(error, TransferError) else ErrorCode.INTERNAL
-        self._errors.labels(code.name.lower()).inc()
+        self.errors(code.name.lower(), 1)
+
+    def errors(self, reason: str, count: int) -> None:
+        """Count errors that somebody else has seen; ``reason`` is a wire error code's name."""
+        self._errors.labels(reason).inc(count)
 
     def render(self) -> tuple[bytes, str]:
         """One scrape: the body and its content type."""
@@ -212,6 +228,12 @@ class _Transfers(Collector):
         name = label(name)
         self._retire(name)
         self._watched[name] = _Watched(progress)
+
+    def follow(self, name: str, progress: TransferProgress) -> None:
+        self._watched[label(name)].progress = progress
+
+    def drop(self, name: str) -> None:
+        self._retire(label(name))
 
     def forget(self, now: float, retention: float) -> None:
         for name, watched in list(self._watched.items()):
@@ -346,6 +368,22 @@ class _Transfers(Collector):
         for receiver, busy_for in totals.link_seconds.items():
             link.add_metric((receiver,), busy_for)
         yield from (read, skipped, literal, payload, wire, resent, wanted, busy, link)
+
+
+class _Queue(Collector):
+    """Turns a queue's counts into samples."""
+
+    def __init__(self, counts: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        """All samples of this moment."""
+        transfers = _gauge("queue_transfers", "Jobs of the queue, by state.", ("state",))
+        size = _gauge("queue_bytes", "Bytes of their sources, as far as known.", ("state",))
+        for state, (jobs, total) in self._counts().items():
+            transfers.add_metric((state,), jobs)
+            size.add_metric((state,), total)
+        yield from (transfers, size)
 
 
 def label(value: str) -> str:

@@ -56,7 +56,8 @@ class SendOptions:
     session is tried again; 0 for not at all. ``index_limit`` is how many bytes what is
     known of pages may take, of all disks. ``until_downtime`` is how many seconds the final pass may
     take: live passes are made until it does; None for a single one. ``congestion_control``
-    is TCP's, None for the file's. ``precedence`` is how the disks share the link.
+    is TCP's, None for the file's. ``precedence`` is how the disks share the link. ``in_doubt``
+    is set where an earlier run may have published the very same disks.
     """
 
     connections: int
@@ -72,6 +73,7 @@ class SendOptions:
     until_downtime: float | None = None
     congestion_control: str | None = None
     precedence: Precedence = Precedence.FAIR
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from typing import Final
 import call_play
 import kill_play
 import link_play
+import queue_play
 from stages import Stage, stage
 
 LANES: Final = 4  # schedules at once
@@ -49,6 +50,11 @@ SERIES: Final[Mapping[str, Series]] = {
     ),
     "links": Series(
         "harms", link_play.play, "Cuts, half-closes, delays, flipped bits and misplaced records."
+    ),
+    "queue": Series(
+        "killed daemons",
+        queue_play.play,
+        "The sender's daemon killed at seeded moments, with 20 jobs in its queue.",
     ),
 }
 

@@ -236,6 +236,7 @@ def metrics_in_table(program: str) -> set[str]:
 def test_the_senders_manual_lists_its_metrics() -> None:
     metrics = SenderMetrics("1")
     metrics.watch(TransferProgress("r", "vm", [DiskProgress("s", "t", 512)]))
+    metrics.watch_queue(lambda: {"queued": (1, 512)})
     assert metrics_in_table("flatship-sender") == metric_names(metrics.render()[0])
 
 
@@ -263,6 +264,7 @@ def test_the_manuals_list_the_labels_of_each_metric_and_never_those_of_prometheu
     disk = DiskProgress("s", "t", 512, level=3, last_progress=1.0, payload=Counter(zstd=1))
     sender, receiver = SenderMetrics("1"), ReceiverMetrics("1")
     sender.watch(TransferProgress("r", "vm", [disk], limit=1))
+    sender.watch_queue(lambda: {"queued": (1, 512)})
     receiver.datastore("d", lambda: SpaceSample(1, 1, 0))
     receiver.disk_state("vm", "t", "receiving")
     receiver.disk_progress("vm", "t", 1.0, None)

@@ -32,6 +32,19 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "sender.toml"
 
 
+def test_the_daemons_keys_have_defaults_and_bounds(path: Path) -> None:
+    path.write_text("")
+    config = configure(path)
+    assert (str(config.http), config.jobs) == ("127.0.0.1:9472", 2)
+    path.write_text('http = "[::1]:80"\njobs = 64\n')
+    config = configure(path)
+    assert (str(config.http), config.jobs) == ("[::1]:80", 64)
+    for wrong in ("jobs = 0", "jobs = 65", 'http = "nowhere"'):
+        path.write_text(wrong)
+        with pytest.raises(ConfigError, match=wrong.split()[0]):
+            configure(path)
+
+
 def test_a_file_says_what_holds_when(path: Path) -> None:
     path.write_text(FILE)
     limits = configure(path).limits
