@@ -87,6 +87,18 @@ class Holdings:
                 # Not sooner: what could not be taken off fails for all who asked for it.
                 del self._leaving[: len(leaving)]
 
+    def has(self, offset: int) -> bool:
+        """Whether the chunk at ``offset`` is on record, and was since before this session."""
+        return self.ranges.covers(offset, min(CHUNK_SIZE, self._size - offset))
+
+    async def whole_chunks(self) -> AsyncIterator[tuple[int, bytes]]:
+        """Offset and digest of each whole chunk on record that is not zeros, in order."""
+        async for first, count, digests in self._runs():
+            for place in range(count if digests is not None else 0):
+                offset = (first + place) * CHUNK_SIZE
+                if digests is not None and offset + CHUNK_SIZE <= self._size:
+                    yield offset, digests[place * DIGEST_SIZE : (place + 1) * DIGEST_SIZE]
+
     async def messages(self, disk: int, pass_number: int) -> AsyncIterator[Held]:
         """The HELD messages that tell a sender; the last one is marked, and may be all."""
         async for first, count, digests in self._runs():

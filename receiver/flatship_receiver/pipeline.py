@@ -46,19 +46,18 @@ from flatship_protocol.messages import (
     Zero,
 )
 from flatship_protocol.session import ReceiverDisk, ReceiverSession, ReceiverState
-from flatship_receiver.batches import Written, runs
+from flatship_receiver.batches import Unflushed, Written, runs
 from flatship_receiver.completion import Completion
 from flatship_receiver.copy_sources import CopySources
 from flatship_receiver.datastores.base import Image
 from flatship_receiver.facilities import Facilities, Store
 from flatship_receiver.journal import Journal, JournalError
-from flatship_receiver.proof import RunningProof
+from flatship_receiver.running_proof import RunningProof
 from flatship_receiver.stall_watch import StallWatch
 from flatship_receiver.store import KeptDiffers, store
 from flatship_receiver.target import Target
 
 FLUSH_BYTES: Final = 64 << 20  # written and not flushed; more starts a flush at once
-FLUSH_DELAY: Final = 0.5  # seconds that a written chunk waits for company
 NO_REFERENCES: Final[Mapping[int, bytes]] = MappingProxyType({})
 ZERO_SLICE: Final = 1 << 30  # bytes zeroed in one call of a worker
 
@@ -114,12 +113,9 @@ class DiskIntake:
         self._failure: TransferError | None = None
         # What is larger is refused before it matters.
         self._manifest = Manifest(min(opening.size, MAX_DISK_SIZE))
-        self._written: list[Written] = []
-        self._unflushed = 0
+        self._unflushed = Unflushed(min(FLUSH_BYTES, session.credit // 4))
         self._storing = 0
         self._changed = asyncio.Event()
-        self._enough = min(FLUSH_BYTES, session.credit // 4)
-        self._dirty_since = 0.0
         self._proof: RunningProof | None = None
         self._publishing = False
         self._doubted = False  # the target may hold other bytes than are on record
@@ -190,7 +186,10 @@ class DiskIntake:
             self._require_not_standing()
             if self._failure is not None:
                 return
+            if self._proof is not None:
+                self._proof.came(chunk.offset)
             await self._target.held.let_go(chunk.offset, chunk.length)
+            self._unprove(chunk.offset, chunk.length)
             async with self._copying.lend(self._peer, references) as sources:
                 effect = await self._shared.workers.run(store, self._image, chunk, sources)
             self._store.metrics.written(effect.written)
@@ -199,7 +198,8 @@ class DiskIntake:
             self._store.metrics.copied(effect.copied)
             self._store.metrics.write_seconds(time.monotonic() - started)
             self._store.reservations.used(self._target.uuid, effect.written + effect.copied)
-            self._note(Written(chunk.offset, chunk.length, chunk.digest))
+            guess = bool(effect.kept or effect.copied)
+            self._note(Written(chunk.offset, chunk.length, chunk.digest), guess=guess)
         except (DatastoreError, JournalError) as error:
             self.fail(error)
         except KeptDiffers as error:
@@ -214,6 +214,11 @@ class DiskIntake:
             if frame is not None:
                 self._shared.frames.release(frame)
             self._stored_one()
+
+    def _unprove(self, offset: int, length: int) -> None:
+        """A range is off the record, and about to be written."""
+        if self._proof is not None:
+            self._proof.let_go(offset, length)
 
     async def _want(self, chunk: Chunk, error: KeptDiffers) -> None:
         """Have a chunk sent whole, of which nothing was written; it is off the record already."""
@@ -232,6 +237,7 @@ class DiskIntake:
         try:
             self._require_not_standing()
             await self._target.held.let_go(message.offset, message.length)
+            self._unprove(message.offset, message.length)
             end = message.offset + message.length
             for start in range(message.offset, end, ZERO_SLICE):
                 if self._failure is not None:
@@ -250,8 +256,7 @@ class DiskIntake:
     def acknowledge_again(self, offset: int, length: int) -> None:
         """Say STORED once more for what is stored, or being stored, already."""
         if not self.account.complete:
-            self._written.append(Written(offset, length, None, again=True))
-            self._changed.set()
+            self._note(Written(offset, length, None, again=True))
 
     def digest_of(self, offset: int) -> bytes | None:
         """Digest of a stored chunk, while it can be told without asking the journal."""
@@ -272,16 +277,11 @@ class DiskIntake:
         self._doubted = True
         self.fail(error)
 
-    def _note(self, written: Written) -> None:
-        if not self._written:
-            self._dirty_since = time.monotonic()
+    def _note(self, written: Written, *, guess: bool = False) -> None:
+        if self._unflushed.add(written, time.monotonic(), guess=guess):
             self._changed.set()
-        self._written.append(written)
         if written.digest is not None:
-            self._unflushed += written.length
             self._shared.metrics.inflight(written.length)
-        if self._unflushed >= self._enough:
-            self._changed.set()
 
     def _stored_one(self) -> None:
         """Wake ``run`` where it waits for the last store; it need not look at each."""
@@ -322,6 +322,9 @@ class DiskIntake:
     def _begin(self, image: Image) -> None:
         if self._shared.prove:
             self._proof = RunningProof(image, self._shared.slow_workers, self._proof_failed)
+            held = self._target.held
+            if held.ranges.total:
+                self._proof.follow(held.whole_chunks(), held.has)
         self._copying.begin(self._peer, self._target.uuid, image, self.opening.size)
         self._shared.metrics.disk_state(self.opening.vm, self.opening.name, "receiving")
 
@@ -346,23 +349,20 @@ class DiskIntake:
             raise Abandoned(ErrorCode.CANCELLED)
 
     def _due(self) -> bool:
-        if not self._written:
-            return False
+        at = self._unflushed.flush_at()
         ending = self.account.end is not None and not self._storing
-        late = time.monotonic() - self._dirty_since >= FLUSH_DELAY
-        return ending or late or self._unflushed >= self._enough
+        return at is not None and (ending or time.monotonic() >= at)
 
     async def _wait_for_change(self) -> None:
         try:
-            due = self._dirty_since + FLUSH_DELAY - time.monotonic() if self._written else None
-            async with asyncio.timeout(due):
+            at = self._unflushed.flush_at()
+            async with asyncio.timeout(None if at is None else at - time.monotonic()):
                 await self._changed.wait()
         except TimeoutError:
             return
 
     async def _flush(self) -> None:
-        batch, self._written = self._written, []
-        flushed, self._unflushed = self._unflushed, 0
+        flushed, batch = self._unflushed.size, self._unflushed.take()
         started = time.monotonic()
         try:
             with self._stalls.at_storage("flush"):
@@ -370,7 +370,6 @@ class DiskIntake:
         finally:
             self._shared.metrics.inflight(-flushed)
         self._store.metrics.fsync_seconds(time.monotonic() - started)
-        batch.sort(key=lambda item: item.offset)  # so that neighbours are re-read together
         await self._shared.journal.run(Journal.hold, self._target.uuid, list(runs(batch)))
         stored = ExtentSet()
         for item in batch:
@@ -477,7 +476,7 @@ class DiskIntake:
             await self._changed.wait()
         if self._proof is not None:
             await self._proof.stop()
-        self._shared.metrics.inflight(-self._unflushed)
+        self._shared.metrics.inflight(-self._unflushed.size)
         self._copying.end(self._peer, self._target.uuid)
         proven = self.account.state is ReceiverState.PROVEN
         resumable = not proven and self._is_to_be_resumed()

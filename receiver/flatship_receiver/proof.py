@@ -4,15 +4,14 @@ Only data is read; what the target calls a hole counts as zeros, so the cost
 follows the data and not the size. The root digest comes from the bytes that
 were read, never from the record they are compared with.
 
-``RunningProof`` begins behind the writers, while more of the disk comes;
+``running_proof`` begins behind the writers, while more of the disk comes;
 ``prove`` reads what that did not reach.
 """
 
-import asyncio
 import functools
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -22,15 +21,12 @@ from flatship_protocol.constants import CHUNK_SIZE, DIGEST_SIZE, SEGMENT_CHUNKS
 from flatship_protocol.digest import Manifest, chunk_digest
 from flatship_protocol.errors import DatastoreError, ErrorCode, TransferError
 from flatship_protocol.extents import Extent, ExtentKind, ExtentSet
-from flatship_service.workers import Workers
 
 _HOLE: Final = b"hole"  # in the place of digests: nothing was read
 _PROVEN: Final = b"proven"  # likewise: it was read before
 
 READERS: Final = 2  # threads; a second read keeps the disk busy while the first is digested
 READ_CHUNKS: Final = 4  # chunks in one read
-BEHIND: Final = 3  # reads under way behind the writers; fewer fall behind a fast link
-BACKLOG: Final = 1024  # chunks that may wait to be re-read behind the writers
 
 
 class ReadableDisk(Protocol):
@@ -107,73 +103,6 @@ def data_chunks(extents: Iterable[Extent]) -> Iterator[tuple[int, int]]:
 def data_size(extents: Iterable[Extent], capacity: int) -> int:
     """Return the bytes in the chunks that data touches, on a disk of ``capacity`` bytes."""
     return sum(_length(capacity, first, end) for first, end in data_chunks(extents))
-
-
-class RunningProof:
-    """Re-reads chunks soon after they were flushed, BEHIND reads at a time.
-
-    Args:
-        image: Being written elsewhere.
-        workers: Where the reads run.
-        fail: Told when a chunk is not what was received, or cannot be read.
-
-    Whole chunks only: the disk's short last one is left to ``prove``, and so
-    is what comes while BACKLOG chunks are waiting.
-    """
-
-    def __init__(
-        self, image: ReadableDisk, workers: Workers, fail: Callable[[TransferError], None]
-    ) -> None:
-        self.proven = ExtentSet()
-        self._image = image
-        self._workers = workers
-        self._fail = fail
-        self._due: deque[tuple[int, bytes]] = deque()
-        self._arrived = asyncio.Event()
-        self._tasks = {asyncio.create_task(self._run()) for _ in range(BEHIND)}
-
-    def add(self, offset: int, length: int, digest: bytes) -> None:
-        """Have a flushed chunk re-read; ``digest`` is what it must have."""
-        if length == CHUNK_SIZE and len(self._due) < BACKLOG:
-            self._due.append((offset, digest))
-            self._arrived.set()
-
-    async def stop(self) -> None:
-        """Let go of the image; what is waiting stays unproven. Idempotent."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
-
-    async def _run(self) -> None:
-        buffer = memoryview(mmap.mmap(-1, READ_CHUNKS * CHUNK_SIZE))
-        try:
-            while True:
-                await self._arrived.wait()
-                self._arrived.clear()
-                while self._due:
-                    run = self._next_run()
-                    await self._workers.run(_check_chunks, self._image, buffer, run)
-                    self.proven.add(run[0][0], len(run) * CHUNK_SIZE)
-        except TransferError as error:
-            self._due.clear()
-            self._fail(error)
-
-    def _next_run(self) -> list[tuple[int, bytes]]:
-        """The next chunks that one read can fetch."""
-        run = [self._due.popleft()]
-        while self._due and len(run) < READ_CHUNKS and self._due[0][0] == run[-1][0] + CHUNK_SIZE:
-            run.append(self._due.popleft())
-        return run
-
-
-def _check_chunks(
-    image: ReadableDisk, buffer: memoryview, run: Sequence[tuple[int, bytes]]
-) -> None:
-    data = buffer[: len(run) * CHUNK_SIZE]
-    image.read_into(data, run[0][0])
-    for place, (offset, digest) in enumerate(run):
-        if chunk_digest(data[place * CHUNK_SIZE : (place + 1) * CHUNK_SIZE]) != digest:
-            raise ProofFailed(offset, "the chunk there is not what was received")
 
 
 def prove(

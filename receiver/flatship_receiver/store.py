@@ -18,6 +18,7 @@ from flatship_protocol.digest import chunk_digest
 from flatship_protocol.errors import DatastoreError, DigestMismatch
 from flatship_protocol.messages import Chunk, Codec, Segment, SegmentKind
 from flatship_receiver.datastores.base import Image
+from flatship_service.zeroing import fill_with_zeros
 
 _NO_SOURCES: Final[Mapping[int, "CopySource"]] = MappingProxyType({})
 
@@ -89,21 +90,31 @@ def store(image: Image, chunk: Chunk, sources: Mapping[int, CopySource] = _NO_SO
         return Effect(chunk.length)
     whole = _assemble(image, chunk, literals, sources)
     _check(whole, chunk)
-    written = zeroed = copied = position = 0
+    zeroed = _zero(image, chunk)  # first, while there may be nothing to give back yet
+    written = copied = position = 0
     for segment in chunk.segments:
         length = min(segment.pages * PAGE_SIZE, chunk.length - position)
         if segment.kind is SegmentKind.LITERAL:
             image.write(chunk.offset + position, literals[written : written + length])
             written += length
-        elif segment.kind is SegmentKind.ZERO:
-            image.zero(chunk.offset + position, length)
-            zeroed += length
         elif segment.kind is SegmentKind.COPY:
             image.write(chunk.offset + position, whole[position : position + length])
             copied += length
         position += length
     kept = chunk.length - written - zeroed - copied
     return Effect(written, zeroed, kept, copied)
+
+
+def _zero(image: Image, chunk: Chunk) -> int:
+    """Make the zero runs of a chunk; returns their bytes."""
+    zeroed = position = 0
+    for segment in chunk.segments:
+        length = min(segment.pages * PAGE_SIZE, chunk.length - position)
+        if segment.kind is SegmentKind.ZERO:
+            image.zero(chunk.offset + position, length)
+            zeroed += length
+        position += length
+    return zeroed
 
 
 def _literals(chunk: Chunk) -> memoryview:
@@ -132,7 +143,7 @@ def _assemble(
             whole[position : position + length] = literals[taken : taken + length]
             taken += length
         elif segment.kind is SegmentKind.ZERO:
-            whole[position : position + length] = bytes(length)
+            fill_with_zeros(whole[position : position + length])
         elif segment.kind is SegmentKind.COPY:
             try:
                 _copy(segment, sources, whole[position : position + length])

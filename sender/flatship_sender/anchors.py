@@ -137,11 +137,12 @@ class Anchors:
             Pairs in order of the first: an index into ``numbers``, the number of a chunk.
         """
         at, low, high = self._cells(numbers, np.zeros_like(numbers))
-        rows = self._low[at]
-        page, cell = np.nonzero((rows >> NUMBER_BITS == (low >> NUMBER_BITS)[:, None]) & (rows > 0))
-        hits = self._high[at[page], cell] == high[page]
-        page, cell = page[hits], cell[hits]
-        chunk = (rows[page, cell] & ((1 << NUMBER_BITS) - 1)).astype(np.int64) - 1
+        # First by the smaller part of the cells: next to none are left for the other.
+        page, cell = np.nonzero(self._high[at] == high[:, None])
+        entries = self._low[at[page], cell]
+        hits = (entries >> NUMBER_BITS == (low >> NUMBER_BITS)[page]) & (entries > 0)
+        page = page[hits]
+        chunk = (entries[hits] & ((1 << NUMBER_BITS) - 1)).astype(np.int64) - 1
         self._let_go()
         return list(zip(page.tolist(), chunk.tolist(), strict=True))
 

@@ -101,7 +101,7 @@ class KnownPages:
             self._images[first] = slots
             if index not in self._writers:
                 self._writers.append(index)
-        index.on_written = lambda chunk, slot: self._enter(first + chunk, slot)
+        index.on_written = lambda slots: self._enter([(first + at, slot) for at, slot in slots])
 
     def begin(self, index: PageIndex) -> None:
         """A session begins: no chunk of the image is on its way."""
@@ -223,15 +223,17 @@ class KnownPages:
                 self._cache.popitem(last=False)
         return pages
 
-    def _enter(self, number: int, slot: Slot) -> None:
-        """A slot was written."""
+    def _enter(self, slots: Sequence[tuple[int, Slot]]) -> None:
+        """Slots were written."""
+        slots = [(number, slot) for number, slot in slots if number <= MAX_NUMBER]
         with self._turn:
-            self._cache.pop(number, None)
+            for number, _ in slots:
+                self._cache.pop(number, None)
             if self._late is not None:
-                self._late.append((number, slot))
-        if self._anchors is None or number > MAX_NUMBER:
+                self._late += slots
+        if self._anchors is None:
             return
-        _enter(self._anchors, [(number, slot)])
+        _enter(self._anchors, slots)
         if self._anchors.full and self._may_grow:
             self._grow(self._anchors.taken)
 

@@ -10,8 +10,9 @@ Whatever goes wrong here costs bytes on the wire, and never the transfer.
 import fcntl
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Final, Self
 
@@ -19,6 +20,7 @@ from flatship_sender.fingerprints import KEYS_SIZE, fingerprints
 from flatship_sender.page_slots import HEADER_SIZE, SLOT_SIZE, Heading, Slot, Slots, derived
 
 _FILE: Final = 0o600
+_TOGETHER: Final = 64  # slots that are told of at once
 
 
 class PageIndex:
@@ -32,8 +34,8 @@ class PageIndex:
         self, path: Path, descriptor: int, heading: Heading, secret: bytes, room: Callable[[], int]
     ) -> None:
         self.heading = heading
-        self.on_written: Callable[[int, Slot], None] | None = None
-        """Told of each slot that was written, by whoever wrote it."""
+        self.on_written: Callable[[Sequence[tuple[int, Slot]]], None] | None = None
+        """Told of slots that were written, with their chunks' numbers, by whoever wrote them."""
         self._path = path
         self._descriptor = descriptor
         self._slots = Slots(descriptor, heading, secret)
@@ -113,13 +115,9 @@ class PageIndex:
 
     def write_noted(self) -> None:
         """Write what was noted."""
-        while self._noted and not self._broken:
-            try:
-                chunk, slot = self._noted.popleft()
-            except IndexError:
-                return  # another thread was faster
-            if self._write(chunk, slot) and self.on_written is not None:
-                self.on_written(chunk, slot)
+        while written := list(islice(self._written(), _TOGETHER)):
+            if self.on_written is not None:
+                self.on_written(written)
 
     def remove(self) -> None:
         """Forget the image."""
@@ -143,6 +141,16 @@ class PageIndex:
         self._slots.close()
         self._descriptor = -1
         self._broken = True
+
+    def _written(self) -> Iterator[tuple[int, Slot]]:
+        """Write one slot after another, and yield those that found room."""
+        while self._noted and not self._broken:
+            try:
+                chunk, slot = self._noted.popleft()
+            except IndexError:
+                return  # another thread was faster
+            if self._write(chunk, slot):
+                yield chunk, slot
 
     def _write(self, chunk: int, slot: Slot) -> bool:
         try:

@@ -18,6 +18,7 @@ from flatship_sender.page_slots import Slot
 from flatship_sender.plan import ReadChunk
 from flatship_sender.sources.base import BlockSource
 from flatship_sender.zeros import is_zero, zero_runs
+from flatship_service.zeroing import fill_with_zeros
 
 WORTH_KEEPING: Final = 0.25  # a smaller share of pages is not worth a read at the receiver
 WORTH_REMEMBERING: Final = 16  # pages that are not zero; fewer are soon sent again
@@ -157,7 +158,7 @@ def lay_out(
     """
     started = time.perf_counter()
     data = frame[PAGE : PAGE + work.length]
-    source.read_into(data, work.offset)
+    _read(source, work, data)
     read = time.perf_counter()
     if is_zero(data):
         return Laid(work, None, read - started, time.perf_counter() - read)
@@ -179,6 +180,20 @@ def lay_out(
         copies=copies,
         slot=slot,
     )
+
+
+def _read(source: BlockSource, work: ReadChunk, data: memoryview) -> None:
+    """Fill ``data`` with a chunk. A read of its holes would have the page cache make them."""
+    if work.data is None:
+        source.read_into(data, work.offset)
+        return
+    position = 0
+    for offset, length in work.data:
+        start = offset - work.offset
+        fill_with_zeros(data[position:start])
+        source.read_into(data[start : start + length], offset)
+        position = start + length
+    fill_with_zeros(data[position:])
 
 
 def encode(

@@ -379,6 +379,36 @@ def test_thin_disk_takes_no_space_until_written_and_gives_it_back(
     image.abort()
 
 
+def test_holes_are_not_read_from_the_medium(
+    datastore: LocalDatastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: dict[tuple[int, int], None] = {}  # once each, in whatever ways it was tried
+
+    def noting(fd: int, buffer: memoryview, offset: int, flags: int = 0) -> None:
+        read[offset, len(buffer)] = None
+        read_all(fd, buffer, offset, flags)
+
+    read_all = flat.read_all
+    monkeypatch.setattr(flat, "read_all", noting)
+    image = datastore.create(REQUEST)
+    page = memoryview(b"\x5a" * PAGE_SIZE)
+    image.write(3 * PAGE_SIZE, page)
+    image.flush()
+    found = memoryview(mmap.mmap(-1, MIB))
+    found[:] = b"\xff" * MIB
+    image.read_into(found, 0)
+    after = MIB - 4 * PAGE_SIZE
+    assert bytes(found) == bytes(3 * PAGE_SIZE) + page.tobytes() + bytes(after)
+    assert list(read) == [(3 * PAGE_SIZE, PAGE_SIZE)]
+    image.write(0, memoryview(b"\x5a" * MIB))
+    image.zero(0, 2 * PAGE_SIZE)
+    image.flush()
+    image.read_into(found, 0)
+    assert bytes(found) == bytes(2 * PAGE_SIZE) + b"\x5a" * (MIB - 2 * PAGE_SIZE)
+    assert list(read)[1:] == [(2 * PAGE_SIZE, MIB - 2 * PAGE_SIZE)]
+    image.abort()
+
+
 @pytest.mark.parametrize("provisioning", [Provisioning.THICK, Provisioning.EAGER])
 def test_thick_disk_has_its_space_from_the_start_and_keeps_it(
     datastore: LocalDatastore, tmp_path: Path, provisioning: Provisioning

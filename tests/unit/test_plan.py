@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatship_protocol.constants import CHUNK_SIZE
+from flatship_protocol.constants import CHUNK_SIZE, PAGE_SIZE
 from flatship_protocol.extents import Extent, ExtentKind
-from flatship_sender.plan import ReadChunk, SkipHole, plan
+from flatship_sender.plan import MOST_RUNS, ReadChunk, SkipHole, plan
 
 MIB = CHUNK_SIZE
 DATA, HOLE = ExtentKind.DATA, ExtentKind.HOLE
@@ -75,7 +75,7 @@ def test_terabytes_of_hole_are_one_work_and_take_no_time() -> None:
     assert time.process_time() - started < 0.05
     assert works == [
         SkipHole(0, 4 << 40),
-        ReadChunk(4 << 40, MIB),
+        ReadChunk(4 << 40, MIB, data=((4 << 40, PAGE_SIZE),)),
         SkipHole((4 << 40) + MIB, (4 << 40) - MIB),
     ]
 
@@ -98,3 +98,36 @@ def test_a_disk_of_one_data_extent_is_read_chunk_by_chunk_lazily() -> None:
     works = plan([Extent(0, 8 << 40, DATA)], 8 << 40)
     assert next(works) == ReadChunk(0, MIB)
     assert next(works) == ReadChunk(MIB, MIB)
+
+
+@given(disks())
+def test_a_chunk_names_whole_pages_that_cover_its_data_and_all_else_are_holes(
+    disk: tuple[list[Extent], int],
+) -> None:
+    extents, size = disk
+    for work in plan(extents, size):
+        if not isinstance(work, ReadChunk) or work.data is None:
+            continue
+        end = work.offset + work.length
+        position = work.offset
+        for offset, length in work.data:
+            assert position <= offset < offset + length <= end
+            assert offset % PAGE_SIZE == 0
+            assert length % PAGE_SIZE == 0 or offset + length == size
+            position = offset + length
+        named = [(offset, offset + length) for offset, length in work.data]
+        for extent in extents:
+            start, stop = max(extent.offset, work.offset), min(extent.end, end)
+            if extent.kind is DATA and start < stop:
+                assert any(first <= start and stop <= last for first, last in named)
+
+
+def test_a_chunk_of_many_small_runs_is_read_in_one_go() -> None:
+    def scattered(count: int) -> list[Extent]:
+        places = range(0, 2 * count * PAGE_SIZE, PAGE_SIZE)
+        return [Extent(at, PAGE_SIZE, HOLE if at // PAGE_SIZE % 2 else DATA) for at in places]
+
+    few, many = (next(plan(scattered(count), MIB)) for count in (MOST_RUNS, MOST_RUNS + 1))
+    assert isinstance(few, ReadChunk)
+    assert few.data == tuple((2 * at * PAGE_SIZE, PAGE_SIZE) for at in range(MOST_RUNS))
+    assert many == ReadChunk(0, MIB)

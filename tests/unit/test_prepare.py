@@ -26,7 +26,7 @@ from flatship_receiver.datastores.memory import MemoryDatastore, MemoryImage
 from flatship_receiver.store import store
 from flatship_receiver.vmdk import Layout
 from flatship_sender.layout import MIN_ZERO_RUN
-from flatship_sender.plan import ReadChunk
+from flatship_sender.plan import ReadChunk, plan
 from flatship_sender.prepare import Address, Prepared, prepare
 from flatship_sender.sources.memory import MemorySource
 
@@ -152,6 +152,19 @@ def test_long_runs_of_zeros_do_not_travel() -> None:
     ]
     assert chunk.literal_length == 64 * PAGE_SIZE
     assert chunk.digest == chunk_digest(bytes(data))
+
+
+def test_holes_of_a_chunk_are_zeros_and_are_not_read() -> None:
+    noise = Random(1).randbytes(3 * PAGE_SIZE)
+    source = MemorySource({MIB + 8 * PAGE_SIZE: noise}, size=2 * MIB)
+    works = list(plan(source.extents(0, source.size), source.size))
+    into = frame()
+    into[:] = b"\xff" * len(into)
+    _, message = prepare(source, works[1], ADDRESS, None, into)
+    assert message is not None
+    whole = bytes(8 * PAGE_SIZE) + noise + bytes(MIB - 11 * PAGE_SIZE)
+    assert arrived(message).digest == chunk_digest(whole)
+    assert source.bytes_read == len(noise)
 
 
 @pytest.mark.parametrize("size", [512, 4096, MIB - 512, MIB])

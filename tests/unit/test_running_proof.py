@@ -1,7 +1,8 @@
 """Re-reading behind the writers, and what the final proof then leaves out."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from test_proof import MIB, FakeDisk, Recorded, content
@@ -9,7 +10,8 @@ from test_proof import MIB, FakeDisk, Recorded, content
 from flatship_protocol.digest import chunk_digest
 from flatship_protocol.errors import TransferError
 from flatship_protocol.extents import ExtentSet
-from flatship_receiver.proof import Proof, ProofFailed, RunningProof, prove
+from flatship_receiver.proof import Proof, ProofFailed, prove
+from flatship_receiver.running_proof import LATE, RunningProof
 from flatship_service.workers import Workers
 
 SIZE = 16 * MIB
@@ -77,6 +79,113 @@ def test_a_short_last_chunk_is_left_to_the_final_proof():
 
     proof, failures = running(FakeDisk(SIZE, {15: content(1)}), body)
     assert proof.proven.total == 0
+    assert not failures
+
+
+class OnRecord:
+    """What an earlier session left, and what of it is on record still."""
+
+    def __init__(self, data: dict[int, bytes]) -> None:
+        self.data = dict(data)
+        self.held = {index * MIB for index in data}
+
+    async def chunks(self) -> AsyncIterator[tuple[int, bytes]]:
+        for index, content_ in self.data.items():
+            yield index * MIB, chunk_digest(content_)
+
+    def is_held(self, offset: int) -> bool:
+        return offset in self.held
+
+    def let_go(self, proof: RunningProof, index: int) -> None:
+        self.held.discard(index * MIB)
+        proof.let_go(index * MIB, MIB)
+
+
+def test_what_was_held_before_is_re_read_well_behind_what_comes():
+    data = {index: content(index) for index in (0, 1, 4)}
+    disk, record = FakeDisk(SIZE, data), OnRecord(data)
+
+    async def body(proof):
+        proof.follow(record.chunks(), record.is_held)
+        proof.came(LATE + MIB)
+        await settled(proof, lambda: proof.proven.total == 2 * MIB)
+        await asyncio.sleep(0.01)
+        assert list(proof.proven) == [(0, 2 * MIB)]
+        proof.came(LATE + 9 * MIB)
+        await settled(proof, lambda: proof.proven.total == 3 * MIB)
+
+    _, failures = running(disk, body)
+    assert not failures
+    assert sorted(offset for offset, _ in disk.reads) in ([0, 4 * MIB], [0, MIB, 4 * MIB])
+
+
+def test_a_held_chunk_that_is_another_by_now_fails_the_disk():
+    record = OnRecord({0: content(1)})
+
+    async def body(proof):
+        proof.follow(record.chunks(), record.is_held)
+        proof.came(LATE)
+        await settled(proof, lambda: sum(task.done() for task in proof._tasks) > 1)
+
+    proof, failures = running(FakeDisk(SIZE, {0: content(2)}), body)
+    assert isinstance(failures[0], ProofFailed)
+    assert proof.proven.total == 0
+
+
+def test_a_held_chunk_that_is_written_anew_is_not_proven_by_what_was_read_before():
+    data = {0: content(0), 1: content(1)}
+    record = OnRecord(data)
+
+    async def body(proof):
+        proof.follow(record.chunks(), record.is_held)
+        proof.came(LATE + MIB)
+        await settled(proof, lambda: proof.proven.total == 2 * MIB)
+        record.let_go(proof, 0)
+
+    proof, failures = running(FakeDisk(SIZE, data), body)
+    assert list(proof.proven) == [(MIB, MIB)]
+    assert not failures
+
+
+def test_a_held_chunk_that_is_written_while_it_is_read_is_neither_proven_nor_a_failure():
+    record = OnRecord({0: content(0)})
+    reading, go_on = threading.Event(), threading.Event()
+
+    class SlowDisk(FakeDisk):
+        def read_into(self, buffer: memoryview, offset: int) -> None:
+            reading.set()
+            assert go_on.wait(10)
+            super().read_into(buffer, offset)
+
+    disk = SlowDisk(SIZE, {0: content(0)})
+
+    async def body(proof):
+        proof.follow(record.chunks(), record.is_held)
+        proof.came(LATE)
+        await settled(proof, reading.is_set)
+        record.let_go(proof, 0)
+        disk.data[0] = content(7)
+        go_on.set()
+        proof.add(0, MIB, chunk_digest(content(7)))
+        await settled(proof, lambda: proof.proven.total == MIB)
+
+    _, failures = running(disk, body)
+    assert not failures
+    assert len(disk.reads) == 2
+
+
+def test_a_held_chunk_that_was_let_go_of_before_its_turn_is_not_read():
+    data = {0: content(0), 1: content(1)}
+    disk, record = FakeDisk(SIZE, data), OnRecord(data)
+
+    async def body(proof):
+        record.let_go(proof, 0)
+        proof.follow(record.chunks(), record.is_held)
+        proof.came(LATE + MIB)
+        await settled(proof, lambda: proof.proven.total == MIB)
+
+    _, failures = running(disk, body)
+    assert disk.reads == [(MIB, MIB)]
     assert not failures
 
 

@@ -65,7 +65,7 @@ def test_a_compressed_chunk_is_written_decoded() -> None:
     assert image.calls == [("write", OFFSET, data)]
 
 
-def test_literals_are_written_and_zeros_zeroed_where_they_belong() -> None:
+def test_zeros_are_zeroed_and_then_literals_written_where_they_belong() -> None:
     tail = 512
     data = NOISE[:PAGE_SIZE] + bytes(2 * PAGE_SIZE) + NOISE[-tail:]
     message = chunk(
@@ -77,8 +77,8 @@ def test_literals_are_written_and_zeros_zeroed_where_they_belong() -> None:
         Segment(SegmentKind.LITERAL, 1),
     )
     assert stored(message).calls == [
-        ("write", OFFSET, NOISE[:PAGE_SIZE]),
         ("zero", OFFSET + PAGE_SIZE, 2 * PAGE_SIZE),
+        ("write", OFFSET, NOISE[:PAGE_SIZE]),
         ("write", OFFSET + 3 * PAGE_SIZE, NOISE[-tail:]),
     ]
 
@@ -134,8 +134,8 @@ def test_what_an_earlier_chunk_left_in_the_buffers_is_never_written() -> None:
         Segment(SegmentKind.ZERO, 255),
     )
     assert stored(message).calls == [
-        ("write", OFFSET, NOISE[:PAGE_SIZE]),
         ("zero", OFFSET + PAGE_SIZE, 255 * PAGE_SIZE),
+        ("write", OFFSET, NOISE[:PAGE_SIZE]),
     ]
 
 
@@ -166,8 +166,8 @@ def test_only_literals_and_zeros_are_written_where_the_rest_is_kept(tail: int) -
     image.present = NOISE
     assert store(image, message) == Effect(PAGE_SIZE, PAGE_SIZE, 2 * PAGE_SIZE + tail)  # type: ignore[arg-type]
     assert image.calls == [
-        ("write", OFFSET + PAGE_SIZE, whole[PAGE_SIZE : 2 * PAGE_SIZE]),
         ("zero", OFFSET + 3 * PAGE_SIZE, PAGE_SIZE),
+        ("write", OFFSET + PAGE_SIZE, whole[PAGE_SIZE : 2 * PAGE_SIZE]),
     ]
 
 

@@ -18,6 +18,7 @@ from flatship_protocol.extents import Extent, ExtentKind
 from flatship_protocol.messages import Provisioning
 from flatship_receiver.datastores.folder import Folder
 from flatship_receiver.datastores.residency import cached_pages
+from flatship_service.zeroing import fill_with_zeros
 
 # linux/falloc.h
 FALLOC_FL_KEEP_SIZE: Final = 0x01
@@ -25,7 +26,7 @@ FALLOC_FL_PUNCH_HOLE: Final = 0x02
 FALLOC_FL_ZERO_RANGE: Final = 0x10
 
 _ZEROS: Final = memoryview(bytes(CHUNK_SIZE))
-_WRITTEN: Final = 1  # in the map of chunks
+_YES: Final = 1  # in a map of chunks
 _RWF_DONTCACHE: Final = 0x80  # linux/fs.h; not yet in Python's os
 _NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -53,6 +54,7 @@ class FlatExtent:
         # The file starts as zeros, so zeroing what was never written is free.
         # A byte a chunk; untouched pages of the map take no memory.
         self._written = bytearray(-(-length // CHUNK_SIZE))
+        self._sparse = bytearray(len(self._written))  # likewise: chunks that may have holes
         self._can_deallocate = provisioning is not Provisioning.EAGER
         self._direct_fd = -1
 
@@ -121,7 +123,9 @@ class FlatExtent:
             runs = list(self._written_runs(offset, length))
         try:
             for start, size in runs:
-                if not self._deallocate(start, size):
+                if self._deallocate(start, size):
+                    self._mark(start, size, sparse=True)
+                else:
                     self._write_zeros(start, size)
         finally:
             if runs:  # never cleared here: a write may have set it meanwhile
@@ -144,8 +148,23 @@ class FlatExtent:
         clean pages can be dropped from the cache. With it they are dropped as
         well, and where the kernel vouches that none is left, a buffered read
         fetches them: unlike a direct one it does not hold up whoever writes
-        to the same file.
+        to the same file. What the file system calls a hole is not read.
         """
+        first, last = offset // CHUNK_SIZE, -(-(offset + len(buffer)) // CHUNK_SIZE)
+        if self._sparse.find(_YES, first, last) < 0:
+            self._read_medium(buffer, offset)
+            return
+        position, end = offset, offset + len(buffer)
+        while position < end:
+            run = self.run_at(position)
+            part = buffer[position - offset : min(run.end, end) - offset]
+            if run.kind is ExtentKind.HOLE:
+                fill_with_zeros(part)
+            else:
+                self._read_medium(part, position)
+            position = run.end
+
+    def _read_medium(self, buffer: memoryview, offset: int) -> None:
         if self._read_uncached(buffer, offset):
             return
         if not self.is_direct:
@@ -160,8 +179,8 @@ class FlatExtent:
             raise
 
     def read_latest(self, buffer: memoryview, offset: int) -> None:
-        """Fill ``buffer`` with what was written last, through the page cache."""
-        read_all(self.fd, buffer, offset)
+        """Fill ``buffer`` with what was written last, from the page cache or through it."""
+        read_through(self.fd, buffer, offset)
 
     def run_at(self, offset: int) -> Extent:
         """The run of data or hole that starts at ``offset``, a multiple of the page size.
@@ -212,20 +231,25 @@ class FlatExtent:
             return False
         return True
 
-    def _mark(self, offset: int, length: int) -> None:
+    def _mark(self, offset: int, length: int, *, sparse: bool = False) -> None:
+        """Note that a range has been written, or with ``sparse`` given back."""
         for index in range(offset // CHUNK_SIZE, -(-(offset + length) // CHUNK_SIZE)):
-            self._written[index] = _WRITTEN
+            start = index * CHUNK_SIZE
+            part = offset > start or offset + length < min(start + CHUNK_SIZE, self.length)
+            if sparse or (part and not self._written[index]):
+                self._sparse[index] = _YES
+            self._written[index] = _YES
 
     def _written_runs(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """The parts of a range, as (offset, length), that lie in chunks once written."""
         last = -(-(offset + length) // CHUNK_SIZE)
-        first = self._written.find(_WRITTEN, offset // CHUNK_SIZE, last)
+        first = self._written.find(_YES, offset // CHUNK_SIZE, last)
         while first >= 0:
             stop = self._written.find(0, first, last)
             stop = last if stop < 0 else stop
             start = max(offset, first * CHUNK_SIZE)
             yield start, min(offset + length, stop * CHUNK_SIZE) - start
-            first = self._written.find(_WRITTEN, stop, last)
+            first = self._written.find(_YES, stop, last)
 
     def _deallocate(self, offset: int, length: int) -> bool:
         """Let the file system make the zeros; False if it cannot."""
@@ -280,6 +304,19 @@ def read_all(fd: int, buffer: memoryview, offset: int, flags: int = 0) -> None:
             raise OSError(errno.EIO, "the file ends early; somebody has truncated it")
         buffer = buffer[count:]
         offset += count
+
+
+def read_through(fd: int, buffer: memoryview, offset: int) -> None:
+    """``read_all`` through the page cache, which keeps no more than it had, where that can be.
+
+    Making room in the cache for what is needed once costs more than the read.
+    """
+    try:
+        read_all(fd, buffer, offset, _RWF_DONTCACHE)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+        read_all(fd, buffer, offset)
 
 
 def _seek(fd: int, offset: int, whence: int, otherwise: int) -> int:

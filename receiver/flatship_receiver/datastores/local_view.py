@@ -15,7 +15,7 @@ from flatship_protocol.messages import DiskFormat
 from flatship_receiver import vmdk
 from flatship_receiver.datastores import locks, publication
 from flatship_receiver.datastores.faults import datastore_error
-from flatship_receiver.datastores.flat import read_all
+from flatship_receiver.datastores.flat import read_through
 from flatship_receiver.datastores.folder import Folder
 from flatship_receiver.datastores.local_image import image_named_in
 from flatship_receiver.descriptor_text import MAX_DESCRIPTOR_SIZE, DescriptorError
@@ -74,7 +74,7 @@ class LocalView:
             raise ValueError(f"{len(buffer)} bytes at {offset}: past the end, or closed")
         for file, position, part in self._pieces(buffer, offset):
             try:
-                read_all(file.fd, part, position)
+                read_through(file.fd, part, position)
             except OSError as error:
                 raise datastore_error(error, "read", file.name) from error
 
