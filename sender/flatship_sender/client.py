@@ -44,6 +44,7 @@ from flatship_sender.refusals import RefusedByReceiver
 from flatship_sender.throttle import Throttle
 
 GOODBYE_TIMEOUT: Final = 2.0  # seconds
+HANDSHAKES: Final = 3  # at once; a receiver bears four of an address
 MAINTENANCE_INTERVAL: Final = 1.0  # seconds
 REPLACE_BACKOFF: Final = 30.0  # seconds after a connection could not be replaced
 
@@ -147,13 +148,23 @@ class Client:
         return hello
 
     async def widen(self, connections: int) -> None:
-        """Bring the session to ``connections`` connections, or as many as can be made."""
-        assert self._tasks is not None
-        try:
+        """Bring the session to ``connections`` connections, or as many as can be made.
+
+        Several are made at once: each takes round trips in which nothing is sent yet.
+        """
+        turn = asyncio.Semaphore(HANDSHAKES)
+
+        async def add() -> None:
+            async with turn:
+                if self.shortfall is None:  # or else the next ones would fail, too
+                    try:
+                        await self._add()
+                    except TransferError as error:
+                        self.shortfall = error
+
+        async with asyncio.TaskGroup() as adding:
             for _ in range(connections - self.live):
-                await self._add()
-        except TransferError as error:
-            self.shortfall = error
+                adding.create_task(add())
         self._widened = True
 
     async def borrow(self, rank: float) -> Connection:

@@ -23,7 +23,7 @@ from flatship_protocol.endpoint import Endpoint
 from flatship_protocol.errors import ConnectionLost, ErrorCode
 from flatship_protocol.handshake import INITIATION_SIZE, RESPONSE_SIZE, Responder, public_key
 from flatship_protocol.messages import DiskFailed, DiskProven, Message, Proving
-from flatship_sender.client import Client, Lifetime
+from flatship_sender.client import HANDSHAKES, Client, Lifetime
 from flatship_sender.connecting import Credentials, SessionName, connect
 from flatship_sender.pipeline import Transfer, usable
 from flatship_sender.progress import DiskProgress, TransferState
@@ -130,6 +130,32 @@ def test_a_failed_replacement_is_not_tried_again_at_once(
             await client.finish()
 
     run(scenario)
+
+
+def test_further_connections_are_made_at_once_but_no_more_than_a_receiver_bears(
+    tmp_path: Path, store: FaultyDatastore
+) -> None:
+    under_way: list[int] = []
+
+    async def scenario() -> None:
+        together = asyncio.Barrier(HANDSHAKES)  # passed only by so many that wait in it
+
+        async with world(tmp_path, store) as at, asyncio.TaskGroup() as tasks:
+
+            async def dial(receiver: Receiver) -> Stream:
+                if at.streams:
+                    under_way.append(together.n_waiting + 1)
+                    await together.wait()
+                return await at.dial(receiver)
+
+            client = Client(RECEIVER, CREDENTIALS, NAME, ignore, dial=dial)
+            await client.open(tasks)
+            await client.widen(1 + 2 * HANDSHAKES)
+            assert client.live == 1 + 2 * HANDSHAKES
+            await client.finish()
+
+    run(scenario)
+    assert max(under_way) == HANDSHAKES
 
 
 def test_connections_are_replaced_one_at_a_time(tmp_path: Path, store: FaultyDatastore) -> None:
