@@ -44,7 +44,20 @@ class JobState(StrEnum):
 
 
 Path: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PATH, pattern="^/")]
-Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
+# The patterns of names are for descriptions: ``JobSpec`` checks them and says what is wrong.
+_NAME: Final = r"[A-Za-z0-9_()-]([A-Za-z0-9._ ()-]*[A-Za-z0-9_()-])?"
+Name: TypeAlias = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=MAX_NAME_LENGTH,
+        extra_json_schema={"pattern": f"^{_NAME}$"},
+    ),
+]
+Datastore: TypeAlias = Annotated[
+    str,
+    msgspec.Meta(max_length=MAX_NAME_LENGTH, extra_json_schema={"pattern": f"^({_NAME})?$"}),
+]
 Rate: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_LIMIT, lt=1 << 62)]
 Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=YEAR_10000)]
 Level: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_LEVEL, le=MAX_LEVEL)]
@@ -67,7 +80,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     sources: Annotated[list[Path], msgspec.Meta(min_length=1, max_length=MAX_DISKS)]
     receiver: ReceiverName
     vm: Name
-    datastore: Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)] = ""
+    datastore: Datastore = ""
     format: Literal["vmfs", "monolithicFlat", "twoGbMaxExtentFlat"] = "vmfs"
     provisioning: Literal["thin", "thick", "eager"] = "thin"
     adapter: Literal["ide", "buslogic", "lsilogic"] = "lsilogic"
