@@ -1,7 +1,7 @@
 """The sender as a daemon, put together: a queue, workers that send, metrics.
 
-It reads no disk itself. Whatever else is to be reached through it, such as a control interface,
-is started in ``serve`` where the metrics are, with the ``Queue``, and closed before workers leave.
+It reads no disk itself. What is reached through it is started in ``serve`` with the ``Queue``, and
+closed before workers leave.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 
 from flatship_protocol.endpoint import Endpoint
+from flatship_sender.control.server import ControlServer
 from flatship_sender.metrics import SenderMetrics
 from flatship_sender.progress import FINAL_STATES
 from flatship_sender.queue.model import Job, JobState
@@ -42,13 +43,14 @@ class Settings:
     """What the daemon runs with.
 
     ``config`` is the configuration file that workers read, None for the system's; ``http`` is
-    where metrics are served, ``jobs`` how many run at once.
+    where metrics are served, ``jobs`` how many run at once, ``socket`` where it is controlled.
     """
 
     state: Path
     config: Path | None
     http: Endpoint
     jobs: int
+    socket: Path
 
 
 async def serve(settings: Settings, version: str) -> None:
@@ -57,7 +59,7 @@ async def serve(settings: Settings, version: str) -> None:
     Raises:
         QueueInUse: Another daemon has it.
         QueueError: It cannot be used.
-        ConfigError: Metrics cannot be served where asked.
+        ConfigError: Metrics, or the control interface, cannot be served where asked.
     """
     async with AsyncExitStack() as cleanup:
         store = await AsyncStore.open(settings.state)
@@ -86,6 +88,8 @@ async def serve(settings: Settings, version: str) -> None:
         )
         http = await _start_http(endpoint, settings.http)
         cleanup.push_async_callback(endpoint.stop)
+        control = ControlServer(queue, settings.state, version)
+        await cleanup.enter_async_context(control.serve(settings.socket))
         _announce(http, settings.state)
         notifier = Notifier.from_environment()
         notifier.ready(_standing(queue))

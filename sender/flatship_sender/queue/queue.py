@@ -1,6 +1,6 @@
 """The queue as clients see it: submit, look, pause, resume, cancel, follow. On the event loop."""
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 
 from flatship_sender.queue.model import Job, JobState, Submission
 from flatship_sender.queue.record import Record
@@ -34,6 +34,16 @@ class Queue:
         self._supervisor = supervisor
         self._sizes = sizes
         self._closed = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether no job is started any more."""
+        return self._supervisor.draining.is_set()
+
+    @property
+    def places(self) -> int:
+        """How many jobs run at once."""
+        return self._supervisor.at_once
 
     async def submit(self, submission: Submission, uid: int) -> tuple[Job, bool]:
         """Take a job; it is on stable storage when this returns.
@@ -118,7 +128,7 @@ class Queue:
         """How far a job is, if that is known: it runs, or did and has not ended."""
         return self._record.snapshots.get(number)
 
-    def changes(self, number: int) -> AsyncIterator[Snapshot | Job]:
+    def changes(self, number: int) -> AsyncGenerator[Snapshot | Job, None]:
         """A job as it stands, and what becomes of it, to its end; close it when done with it.
 
         The last thing told is the job that has ended, with its result. Who is slow to take one

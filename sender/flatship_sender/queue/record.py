@@ -6,7 +6,7 @@ follows the other: whoever decides on one sees all that came before.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -104,7 +104,7 @@ class Record:
             counts[job.state] = (jobs + 1, size + (job.size or 0))
         return counts
 
-    async def changes(self, number: int) -> AsyncIterator[Snapshot | Job]:
+    async def changes(self, number: int) -> AsyncGenerator[Snapshot | Job, None]:
         """What becomes of a job, from how it stands now to its end; see ``Queue.changes``.
 
         Raises:

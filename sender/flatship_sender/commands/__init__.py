@@ -1,0 +1,1 @@
+"""The commands of flatship-sender, a module for those that belong together."""
