@@ -10,7 +10,7 @@ TEST_ARGS := --numprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test deb guards crash soak fuzz faults bench bench-slow lint lock clean
+.PHONY: help demo check test deb guards crash soak fuzz api faults bench bench-slow lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,6 +45,9 @@ soak: $(VENV_READY) ## faults on virtual time, by the hundred thousand; results 
 
 fuzz: $(FUZZ_READY) ## every decoder for some seconds, guided by coverage; results in tests/fuzz/results
 	@PYTHONPATH=tests $(PYTHON) -m fuzz.run $(FUZZ_ARGS)
+
+api: $(VENV_READY) ## requests of every kind for a real daemon, made of sender/openapi.json
+	@PYTHONPATH=tests:tests/integration $(PYTHON) -m api $(API_ARGS)
 
 faults: $(VENV_READY) ## long series of kills, failing system calls or hostile links
 	@scripts/debian-packages test
