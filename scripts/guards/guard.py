@@ -13,6 +13,7 @@ PROOF = "tests/unit/test_proof.py"
 PACING = "tests/unit/test_pacing.py"
 THROTTLE = "tests/unit/test_throttle.py"
 SCHEDULE = "tests/unit/test_schedule.py"
+CONTROL = "tests/unit/test_control_server.py"
 RULES = "tests/unit/test_rules.py"
 SCHEDULES = "tests/simulation/test_schedules.py"
 POWER_CUTS = "tests/crash/test_power_loss.py"  # which takes root

@@ -1,8 +1,57 @@
 """Guards of the sender."""
 
-from guard import DELTAS, PACING, RESUME, SCHEDULE, SENDER, THROTTLE, TRANSFERS, Guard
+from guard import CONTROL, DELTAS, PACING, RESUME, SCHEDULE, SENDER, THROTTLE, TRANSFERS, Guard
 
 GUARDS = (
+    Guard(
+        "the control socket hears nobody but root, its user and its group",
+        f"{SENDER}/control/listening.py",
+        "return self.uid in (0, own_uid) or group in self.groups",
+        "return True",
+        (CONTROL,),
+    ),
+    Guard(
+        "a stranger is turned away before it is heard",
+        f"{SENDER}/control/listening.py",
+        "        if _known(connection, path):\n",
+        "        if True:\n",
+        (CONTROL,),
+    ),
+    Guard(
+        "a body is refused by its announcement, before it is read",
+        f"{SENDER}/control/exchange.py",
+        "        if (request.content_length or 0) > MAX_BODY:\n            raise _too_large()",
+        "        if False:\n            raise _too_large()",
+        (CONTROL,),
+    ),
+    Guard(
+        "a body that was not announced is read up to a bound",
+        f"{SENDER}/control/server.py",
+        "client_max_size=MAX_BODY",
+        "client_max_size=1 << 30",
+        (CONTROL,),
+    ),
+    Guard(
+        "a follower that does not read is dropped",
+        f"{SENDER}/control/server.py",
+        "asyncio.timeout(self._answer_timeout)",
+        "asyncio.timeout(None)",
+        (CONTROL,),
+    ),
+    Guard(
+        "the socket of a daemon that lives is not taken from it",
+        f"{SENDER}/control/listening.py",
+        "    raise SocketTaken(path)\n",
+        "    path.unlink()\n",
+        (CONTROL,),
+    ),
+    Guard(
+        "a key that another job has is a conflict",
+        f"{SENDER}/queue/store.py",
+        '                    if _submission(row["submission"]) != submission:\n',
+        "                    if False:\n",
+        ("tests/unit/test_queue_store.py",),
+    ),
     Guard(
         "a job ends once",
         f"{SENDER}/queue/store.py",
