@@ -41,6 +41,7 @@ from flatship_sender.shared import Shared
 from flatship_sender.shipping import Shipping
 from flatship_sender.stalls import allowance
 from flatship_sender.unanswered import Unanswered
+from flatship_service.disk_map import MapState
 
 PUMPS: Final = 8  # chunks of one disk under way at once
 PLAN_BATCH: Final = 256  # works asked of a source at a time
@@ -146,6 +147,8 @@ class DiskTransfer:
 
     def acknowledged(self, offsets: Sequence[int]) -> None:
         """Chunks are on the receiver's stable storage, as they were sent."""
+        for offset in offsets:
+            self.progress.map.move(offset, CHUNK_SIZE, MapState.SENT, MapState.STORED)
         for laid in self._unanswered.stored(offsets):
             self._transfer.references.stored(laid.sources)
         if self._shipping.copies is not None:
@@ -158,6 +161,7 @@ class DiskTransfer:
             self._shipping.chunks -= 1
             self.progress.kept -= laid.kept
             self.progress.known -= laid.known
+            self._shipping.draw(laid, taken_back=True)
             self.progress.wanted += 1
             if self._shipping.copies is not None:
                 self._lost += self._shipping.copies.wanted(laid.copies)
@@ -253,6 +257,7 @@ class DiskTransfer:
         self.progress.proved = self.progress.to_prove = proven.reread
         published = proven.published
         self.progress.state = TransferState.PUBLISHED if published else TransferState.UNPUBLISHED
+        self.progress.map.prove()
         memory = self._job.memory
         if published and memory is not None:
             # Nobody goes on with it; others may copy from it, where the receiver can do that.
@@ -289,6 +294,7 @@ class DiskTransfer:
     async def _skip(self, hole: SkipHole) -> None:
         self._mark_zeros(hole.offset, hole.length)
         self.progress.skipped_hole += hole.length
+        self.progress.map.move(hole.offset, hole.length, MapState.UNREAD, MapState.HOLE)
         self.progress.changed += self._held.data_within(hole.offset, hole.length)
         if self._held.are_zeros(hole.offset, hole.length):
             return
@@ -364,11 +370,13 @@ class DiskTransfer:
         assert laid.digest is not None
         self._manifest.set_chunk(laid.work.offset // CHUNK_SIZE, laid.digest)
         self.progress.held += laid.work.length
+        self.progress.map.move(laid.work.offset, laid.work.length, MapState.UNREAD, MapState.HELD)
         self.progress.last_progress = time.monotonic()
 
     async def _collect_zeros(self, work: ReadChunk) -> None:
         """Hold back what was read and is zero, so that a run costs one message."""
         self.progress.skipped_zero += work.length
+        self.progress.map.move(work.offset, work.length, MapState.UNREAD, MapState.ZERO)
         self._mark_zeros(work.offset, work.length)
         if self._held.are_zeros(work.offset, work.length):
             return

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from flatship_protocol.constants import CHUNK_SIZE
 from flatship_protocol.errors import ErrorCode
 from flatship_sender.convergence import Downtime, PassReport
 from flatship_sender.stalls import Stall
+from flatship_service.disk_map import DiskMap
 
 STAGES: Final = ("read", "digest", "compress", "seal", "send", "wait")
 
@@ -60,8 +62,9 @@ class DiskProgress:
     ``level`` is the zstd level in force, None where chunks go raw; with ``history`` they are coded
     as streams. ``sending`` and ``proving`` are since when the disk is at that, in the last
     session that came so far. ``capacity`` is what the receiver makes of ``size``, once it has
-    said so. ``started``, ``sending``, ``proving``, ``finished`` and ``last_progress`` are clock
-    readings (monotonic); 0 before the event.
+    said so. ``map`` is what became of each part of the disk, in the session that is on.
+    ``started``, ``sending``, ``proving``, ``finished`` and ``last_progress`` are clock readings
+    (monotonic); 0 before the event.
     """
 
     source: str
@@ -97,6 +100,10 @@ class DiskProgress:
     error_code: ErrorCode | None = None
     exit_code: int = 0
     capacity: int | None = None
+    map: DiskMap = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.map = DiskMap(self.size, CHUNK_SIZE)
 
     @property
     def skipped(self) -> int:
@@ -133,6 +140,7 @@ class DiskProgress:
         self.finished = 0.0
         self.root = self.error = self.error_code = None
         self.exit_code = 0
+        self.map.clear()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from flatship_sender.progress import DiskProgress
 from flatship_sender.rungs import Rung
 from flatship_sender.shared import Shared
 from flatship_sender.unanswered import Unanswered
+from flatship_service.disk_map import MapState
 
 
 class Shipping:
@@ -97,7 +98,23 @@ class Shipping:
             took = time.monotonic() - begun
         self._went_out(turn.prepared, wire, turn.waited, turn.seal_seconds, took)
 
+    def draw(self, laid: Laid, *, taken_back: bool = False) -> None:
+        """Have the disk's map show what becomes of a chunk; ``taken_back``: it is to go again.
+
+        Called before it is sent: its acknowledgement may come before the send returns.
+        """
+        length = laid.work.length
+        literal = length - laid.kept - laid.known
+        for state, part in (
+            (MapState.HELD, laid.kept),
+            (MapState.KNOWN, laid.known),
+            (MapState.SENT, literal),
+        ):
+            change = (state, MapState.UNREAD) if taken_back else (MapState.UNREAD, state)
+            self._progress.map.move(laid.work.offset, part, *change)
+
     def _goes_out(self, prepared: Prepared, now: float) -> None:
+        self.draw(prepared.laid)
         self._unanswered.sent(prepared.laid)
         if self.copies is not None:
             self.copies.underway(prepared.chunk.offset)

@@ -10,10 +10,12 @@ from typing import Final
 
 import msgspec
 
+from flatship_protocol.constants import CHUNK_SIZE
 from flatship_protocol.errors import ErrorCode
 from flatship_sender.convergence import Downtime, PassReport
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState, Waiting
 from flatship_sender.stalls import Stall, WaitsFor
+from flatship_service.disk_map import DiskMap
 from flatship_service.printable import as_unicode
 
 _READINGS: Final = ("started", "sending", "proving", "finished", "last_progress")
@@ -23,7 +25,8 @@ class DiskSnapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The counters of ``DiskProgress``, under its names. Sizes in bytes, times in seconds.
 
     ``started``, ``sending``, ``proving``, ``finished`` and ``last_progress`` are how long ago that
-    was, null before the event. ``root`` is in hexadecimal, ``error_code`` in lower case.
+    was, null before the event. ``root`` is in hexadecimal, ``error_code`` in lower case, ``map`` a
+    letter of ``MapState`` a cell.
     """
 
     source: str
@@ -59,6 +62,7 @@ class DiskSnapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     error_code: str | None
     exit_code: int
     capacity: int | None
+    map: str
 
 
 class WaitingSnapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,6 +174,7 @@ def _take_disk(disk: DiskProgress, now: float) -> DiskSnapshot:
             "root": None if disk.root is None else disk.root.hex(),
             "error": None if disk.error is None else as_unicode(disk.error),
             "error_code": None if disk.error_code is None else disk.error_code.name.lower(),
+            "map": disk.map.text(),
         }
     )
 
@@ -185,5 +190,6 @@ def _restore_disk(disk: DiskSnapshot, now: float) -> DiskProgress:
     restored.payload = Counter(disk.payload)
     restored.stage_seconds = dict(disk.stage_seconds)
     restored.root = None if disk.root is None else bytes.fromhex(disk.root)
+    restored.map = DiskMap.of_text(disk.size, CHUNK_SIZE, disk.map)
     restored.error_code = None if disk.error_code is None else ErrorCode[disk.error_code.upper()]
     return restored

@@ -20,6 +20,7 @@ from flatship_sender.display import (
 )
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState, Waiting
 from flatship_sender.stalls import Stall, WaitsFor
+from flatship_service.meter import ETA_SPAN, MIN_SPAN, Meter, seconds_left
 from flatship_service.units import format_duration
 
 MB = 1_000_000
@@ -49,28 +50,28 @@ class HungUp(io.StringIO):
 
 
 def test_rate_is_unknown_until_it_means_something() -> None:
-    meter = figures.Meter()
+    meter = Meter()
     assert meter.rate() is None
     meter.add(0.0, 0)
-    meter.add(figures.MIN_SPAN - 0.1, 100)
+    meter.add(MIN_SPAN - 0.1, 100)
     assert meter.rate() is None
-    meter.add(figures.MIN_SPAN, 300)
-    assert meter.rate() == pytest.approx(300 / figures.MIN_SPAN)
+    meter.add(MIN_SPAN, 300)
+    assert meter.rate() == pytest.approx(300 / MIN_SPAN)
 
 
 def test_rate_forgets_what_is_older_than_its_span() -> None:
-    meter = figures.Meter()
+    meter = Meter()
     for second in range(200):
         meter.add(float(second), 1000 * min(second, 100))
     assert meter.rate(10.0) == 0
-    assert meter.rate(figures.ETA_SPAN) == 0
+    assert meter.rate(ETA_SPAN) == 0
     for second in range(200, 211):
         meter.add(float(second), 100_000 + 50 * (second - 200))
     assert meter.rate(10.0) == 50
 
 
 def test_rate_is_never_negative_when_a_count_begins_again() -> None:
-    meter = figures.Meter()
+    meter = Meter()
     for second in range(10):
         meter.add(float(second), 1000 * second)
     meter.add(10.0, 0)
@@ -93,7 +94,7 @@ def test_a_hole_raises_no_rate() -> None:
 def test_time_left_is_positive_or_unknown(
     remaining: int, rate: float | None, seconds: float | None
 ) -> None:
-    assert figures.seconds_left(remaining, rate) == seconds
+    assert seconds_left(remaining, rate) == seconds
 
 
 def test_proof_has_its_own_rate_and_time_left() -> None:
