@@ -4,7 +4,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -13,6 +12,7 @@ from flatship_protocol.errors import DatastoreError, DiskError, ErrorCode
 from flatship_protocol.extents import ExtentSet
 from flatship_protocol.messages import Message, OpenDisk, Proving
 from flatship_receiver import vmdk
+from flatship_receiver.board import ProofProgress
 from flatship_receiver.datastores.base import Datastore, Image
 from flatship_receiver.facilities import Facilities
 from flatship_receiver.journal import ImageState, Journal, JournalError
@@ -36,6 +36,7 @@ class Completion:
         send: Sends a message to the sender.
         check: Raises when the disk is to be given up; also called in the proof's thread.
         got_on: Called whenever more was read.
+        progress: Told how far the re-read is.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Completion:
         send: Callable[[Message], Awaitable[None]],
         check: Callable[[], None],
         got_on: Callable[[], None],
+        progress: ProofProgress,
     ) -> None:
         self._opening = opening
         self._uuid = uuid
@@ -57,6 +59,7 @@ class Completion:
         self._send = send
         self._check = check
         self._got_on = got_on
+        self._progress = progress
 
     async def prove(self, root: bytes, proven: ExtentSet) -> int:
         """Read the image again and compare it with what the journal recorded.
@@ -76,7 +79,7 @@ class Completion:
         """
         opening, shared = self._opening, self._shared
         shared.metrics.disk_state(opening.vm, opening.name, "proving")
-        progress = _Progress()
+        progress = self._progress
         telling = asyncio.create_task(self._tell(progress))
         try:
             proof = await shared.slow_workers.run(
@@ -146,7 +149,7 @@ class Completion:
             return True
         return False
 
-    async def _tell(self, progress: "_Progress") -> None:
+    async def _tell(self, progress: ProofProgress) -> None:
         opening, told = self._opening, 0
         while True:
             if progress.done != told:
@@ -155,14 +158,3 @@ class Completion:
             proving = Proving(opening.disk, opening.pass_number, progress.done, progress.total)
             await finished(self._send(proving))  # a send cut short would cost the connection
             await asyncio.sleep(PROVING_INTERVAL)
-
-
-@dataclass(slots=True)
-class _Progress:
-    """Written in the proof's thread, read on the loop's."""
-
-    done: int = 0
-    total: int = 0
-
-    def update(self, done: int, total: int) -> None:
-        self.done, self.total = done, total

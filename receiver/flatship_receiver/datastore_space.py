@@ -32,15 +32,19 @@ class Space:
         self._answer: SpaceSample | None = None
         self._answered = float("-inf")
 
-    def sample(self) -> SpaceSample | None:
-        """What is known of the space; None if the datastore is missing or hangs."""
+    def sample(self, patience: float = SPACE_PATIENCE) -> SpaceSample | None:
+        """What is known of the space; None if the datastore is missing or hangs.
+
+        Args:
+            patience: Seconds to wait for an answer, once a question.
+        """
         with self._lock:
             open_question = self._question is not None and self._question.is_alive()
             if not open_question and self._age() >= SPACE_FRESH:
                 # A daemon thread: one that hangs must not keep the process from ending.
                 self._question = threading.Thread(target=self._update, daemon=True)
                 self._question.start()
-                self._question.join(SPACE_PATIENCE)
+                self._question.join(patience)
             return self._answer if self._age() < SPACE_STALE else None
 
     def _update(self) -> None:

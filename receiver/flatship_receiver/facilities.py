@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from flatship_receiver.authorized_senders import AuthorizedSenders
+from flatship_receiver.board import Board
 from flatship_receiver.datastores.base import Datastore
 from flatship_receiver.frame_shares import Frames
 from flatship_receiver.journal import AsyncJournal
@@ -45,6 +46,7 @@ class Facilities:
     senders: AuthorizedSenders
     prove: bool
     windows: Windows = field(default_factory=Windows)
+    board: Board = field(default_factory=Board)
 
     def at(self, store: Store) -> "Facilities":
         """The same for disks at a datastore, with its threads."""

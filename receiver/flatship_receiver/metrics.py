@@ -6,7 +6,7 @@ that hangs: one on a dead NFS server would hold up every disk on the event loop.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -177,6 +177,11 @@ class ReceiverMetrics:
         if successful:
             self._config_time.set(self._wall())
 
+    @property
+    def spaces(self) -> Mapping[str, Space]:
+        """The room of the datastores that were given one to ask, by name."""
+        return self._spaces.spaces
+
     def auth_failure(self, reason: str) -> None:
         """Count a peer turned away; ``reason`` is one of AUTH_REASONS, else ``other``."""
         self._auth_failures.count(reason)
@@ -283,10 +288,10 @@ class _Spaces(Collector):
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._spaces: dict[str, Space] = {}
+        self.spaces: dict[str, Space] = {}
 
     def add(self, name: str, ask: Callable[[], SpaceSample]) -> None:
-        self._spaces[name] = Space(ask, self._monotonic)
+        self.spaces[name] = Space(ask, self._monotonic)
 
     def collect(self) -> Iterator[Metric]:
         """Sizes of the datastores that answer, and which ones do."""
@@ -296,7 +301,7 @@ class _Spaces(Collector):
         reserved = _family(
             "datastore_reserved_bytes", "Promised to disks being written.", ("datastore",)
         )
-        for name, space in list(self._spaces.items()):
+        for name, space in list(self.spaces.items()):
             sample = space.sample()
             up.add_metric((name,), sample is not None)
             if sample is not None:

@@ -47,6 +47,7 @@ from flatship_protocol.messages import (
 )
 from flatship_protocol.session import ReceiverDisk, ReceiverSession, ReceiverState
 from flatship_receiver.batches import Unflushed, Written, runs
+from flatship_receiver.board import DiskState, ShownDisk
 from flatship_receiver.completion import Completion
 from flatship_receiver.copy_sources import CopySources
 from flatship_receiver.datastores.base import Image
@@ -87,6 +88,7 @@ class DiskIntake:
         facilities: Shared by all disks.
         resumes: The sender knows HELD: what was not finished is kept, and gone on with.
         copying: What its chunks may be copied from; its image is one of those.
+        shown: Told what becomes of it.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class DiskIntake:
         *,
         resumes: bool,
         copying: CopySources,
+        shown: ShownDisk,
     ) -> None:
         self.opening = opening
         self._target = Target(opening, peer, store_, facilities, resumes=resumes)
@@ -110,6 +113,7 @@ class DiskIntake:
         self._resumes = resumes
         self._peer = peer
         self._copying = copying
+        self._shown = shown
         self._failure: TransferError | None = None
         # What is larger is refused before it matters.
         self._manifest = Manifest(min(opening.size, MAX_DISK_SIZE))
@@ -158,10 +162,13 @@ class DiskIntake:
             with self._stalls.at_storage("let go"):
                 await self._release()
             self._stalls.end()
+            self._shared.board.end(self._shown)
 
     def look_for_stall(self) -> None:
         """Say so in the log and the metrics if the disk does not get on, or does again."""
         self._stalls.look(storing=self._storing > 0)
+        stalls = self._stalls.stalls
+        self._shown.got_on_at, self._shown.waits_for = stalls.got_on_at, stalls.waits_for
 
     async def store(
         self,
@@ -188,8 +195,7 @@ class DiskIntake:
                 return
             if self._proof is not None:
                 self._proof.came(chunk.offset)
-            await self._target.held.let_go(chunk.offset, chunk.length)
-            self._unprove(chunk.offset, chunk.length)
+            await self._let_go(chunk.offset, chunk.length)
             async with self._copying.lend(self._peer, references) as sources:
                 effect = await self._shared.workers.run(store, self._image, chunk, sources)
             self._store.metrics.written(effect.written)
@@ -198,6 +204,7 @@ class DiskIntake:
             self._store.metrics.copied(effect.copied)
             self._store.metrics.write_seconds(time.monotonic() - started)
             self._store.reservations.used(self._target.uuid, effect.written + effect.copied)
+            self._shown.came(chunk.offset, chunk.length)
             guess = bool(effect.kept or effect.copied)
             self._note(Written(chunk.offset, chunk.length, chunk.digest), guess=guess)
         except (DatastoreError, JournalError) as error:
@@ -215,8 +222,11 @@ class DiskIntake:
                 self._shared.frames.release(frame)
             self._stored_one()
 
-    def _unprove(self, offset: int, length: int) -> None:
-        """A range is off the record, and about to be written."""
+    async def _let_go(self, offset: int, length: int) -> None:
+        """Take a range off the record, before it is written; what is proven or shown follows."""
+        if self._target.held.ranges.overlaps(offset, length):
+            self._shown.let_go(offset, length)
+        await self._target.held.let_go(offset, length)
         if self._proof is not None:
             self._proof.let_go(offset, length)
 
@@ -236,8 +246,7 @@ class DiskIntake:
         self._stalls.got_on()
         try:
             self._require_not_standing()
-            await self._target.held.let_go(message.offset, message.length)
-            self._unprove(message.offset, message.length)
+            await self._let_go(message.offset, message.length)
             end = message.offset + message.length
             for start in range(message.offset, end, ZERO_SLICE):
                 if self._failure is not None:
@@ -246,6 +255,7 @@ class DiskIntake:
                 await self._shared.workers.run(self._image.zero, start, length)
                 self._store.metrics.skipped(length)
                 # A slice at a time: what takes hours is to be acknowledged meanwhile.
+                self._shown.zeroed(start, length, hole=message.hole)
                 self._note(Written(start, length, None))
                 self._stalls.got_on()
         except (DatastoreError, JournalError) as error:
@@ -297,6 +307,7 @@ class DiskIntake:
             self._begin(target.image)
         for offset, length in target.held.ranges:
             self._session.holds(opening.disk, offset, length)
+            self._shown.held(offset, length)
         if self._session.opened(opening.disk):
             await self._send(
                 DiskOpened(opening.disk, opening.pass_number, target.uuid, target.capacity, free)
@@ -321,12 +332,15 @@ class DiskIntake:
 
     def _begin(self, image: Image) -> None:
         if self._shared.prove:
-            self._proof = RunningProof(image, self._shared.slow_workers, self._proof_failed)
+            self._proof = RunningProof(
+                image, self._shared.slow_workers, self._proof_failed, self._shown.proven
+            )
             held = self._target.held
             if held.ranges.total:
                 self._proof.follow(held.whole_chunks(), held.has)
         self._copying.begin(self._peer, self._target.uuid, image, self.opening.size)
         self._shared.metrics.disk_state(self.opening.vm, self.opening.name, "receiving")
+        self._shown.state = DiskState.RECEIVING
 
     async def _receive(self) -> None:
         """Flush and acknowledge behind the writers until the pass is complete."""
@@ -382,6 +396,7 @@ class DiskIntake:
             else:
                 self._manifest.set_chunk(index, item.digest)
                 self._session.stored(self.opening.disk, item.offset)
+                self._shown.stored(item.offset, item.length)
                 if self._proof is not None:
                     self._proof.add(item.offset, item.length, item.digest)
             stored.add(item.offset, item.length)
@@ -427,10 +442,12 @@ class DiskIntake:
             self._send,
             self._check_going_on,
             self._stalls.got_on,
+            self._shown.proof,
         )
         root, reread = self._manifest.root(), 0
         if self._proof is not None:
             await self._proof.stop()
+            self._shown.state = DiskState.PROVING
             try:
                 reread = await completion.prove(root, self._proof.proven)
             except DiskError:
@@ -440,6 +457,7 @@ class DiskIntake:
         published = not opening.live
         if published:
             self._publishing = True
+            self._shown.state = DiskState.PUBLISHING
             await completion.publish(root, self._target.layout)
         self._session.proven(opening.disk)
         state = "complete" if published else "unpublished"
@@ -449,6 +467,8 @@ class DiskIntake:
 
     async def _say_proven(self, root: bytes, reread: int, *, published: bool) -> None:
         disk, pass_number = self.opening.disk, self.opening.pass_number
+        self._shown.all_proven()
+        self._shown.state = DiskState.COMPLETE if published else DiskState.UNPUBLISHED
         await self._send(DiskProven(disk, pass_number, reread, root, published=published))
 
     async def _failed(self, error: TransferError) -> None:
@@ -456,6 +476,7 @@ class DiskIntake:
         self._session.close(opening.disk)
         self._log.warning("disk given up", reason=str(error), code=error.code.name)
         self._shared.metrics.disk_state(opening.vm, opening.name, "failed")
+        self._shared.board.failed(self._shown, error, resumable=self._is_to_be_resumed())
         numbers = (0, 0)
         if isinstance(error, DiskError):
             numbers = error.numbers

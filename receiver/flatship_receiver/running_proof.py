@@ -43,15 +43,21 @@ class RunningProof:
         image: Being written elsewhere.
         workers: Where the reads run.
         fail: Told when a chunk is not what was received, or cannot be read.
+        proven: Told of each range that is.
 
     Whole chunks only: the disk's short last one is left to ``prove``, and so
     is what comes while BACKLOG chunks are waiting.
     """
 
     def __init__(
-        self, image: ReadableDisk, workers: Workers, fail: Callable[[TransferError], None]
+        self,
+        image: ReadableDisk,
+        workers: Workers,
+        fail: Callable[[TransferError], None],
+        proven: Callable[[int, int], None],
     ) -> None:
         self.proven = ExtentSet()
+        self._tell = proven
         self._image = image
         self._workers = workers
         self._fail = fail
@@ -138,6 +144,7 @@ class RunningProof:
             if not same:
                 raise ProofFailed(due.offset, "the chunk there is not what was received")
             self.proven.add(due.offset, CHUNK_SIZE)
+            self._tell(due.offset, CHUNK_SIZE)
 
     def _next_run(self) -> list[_Due]:
         """The next chunks that one read can fetch; none if none are due."""

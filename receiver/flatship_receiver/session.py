@@ -133,6 +133,7 @@ class Session:
         self._disks: dict[int, DiskIntake] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._pings: set[asyncio.Task[None]] = set()
+        self._received = 0  # by connections that have ended
         self._over = False
         self._upkeep: asyncio.Task[None] | None = None
         self.aborted: asyncio.Future[ErrorCode] = asyncio.get_running_loop().create_future()
@@ -142,6 +143,12 @@ class Session:
     def may_copy(self) -> bool:
         """Whether copies were agreed on."""
         return SegmentKind.COPY in self._segments
+
+    @property
+    def received(self) -> int:
+        """Bytes of records that came so far, on all connections."""
+        live = sum(connection.opened_bytes for connection in self._connections.values())
+        return self._received + live
 
     @property
     def is_open(self) -> bool:
@@ -186,11 +193,11 @@ class Session:
         except ConnectionLost as error:
             self._log.info("connection ended", connection=index, reason=str(error))
         except Aborted as error:
-            self._connections.pop(index, None)
+            self._drop(index)
             await say_and_close(connection, error.code, self.epoch)
         except TransferError as error:
             self._log.warning("connection refused", connection=index, reason=str(error))
-            self._connections.pop(index, None)
+            self._drop(index)
             self._shared.metrics.record_rejected(_REASONS.get(type(error), "other"))
             if isinstance(error, RecordNotAuthentic):
                 return  # whoever sent that is not told a thing; SPEC.md, "Records"
@@ -198,9 +205,14 @@ class Session:
         finally:
             self._shared.metrics.connections(-1)
             connection.close()
-            self._connections.pop(index, None)
+            self._drop(index)
             if not self._connections:
                 await self._end()
+
+    def _drop(self, index: int) -> None:
+        connection = self._connections.pop(index, None)
+        if connection is not None:
+            self._received += connection.opened_bytes
 
     async def abort(self, code: ErrorCode) -> None:
         """Tell the sender why, close all connections, and wait for the disks to be let go."""
@@ -294,6 +306,8 @@ class Session:
         if denial or store is None:
             reason = denial.reason if denial else f"no datastore {name}"
             self._log.warning("disk refused", vm=opening.vm, disk=opening.name, reason=reason)
+            subject = f"{opening.vm}/{opening.name}"
+            self._shared.board.refused(subject, f"{self.caller.peer.name}: {reason}", code)
             self._account.close(opening.disk)
             numbers = (opening.size, peer.max_bytes or 0)
             await self.send(DiskFailed(opening.disk, opening.pass_number, code, numbers))
@@ -307,6 +321,7 @@ class Session:
             self._shared.at(store),
             resumes=Capability.RESUME in self._capabilities,
             copying=self._copying,
+            shown=self._shared.board.begin(opening, self.caller.peer.name, name),
         )
         self._disks[opening.disk] = disk
         task = asyncio.create_task(disk.run())

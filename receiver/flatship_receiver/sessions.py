@@ -34,6 +34,7 @@ class Sessions:
         self._frames = FrameShares(facilities.frames)
         self._sessions: dict[tuple[bytes, bytes], Session] = {}
         self._joining: dict[tuple[bytes, bytes], asyncio.Lock] = {}
+        self._received = 0  # by sessions that have ended
 
     async def join(self, caller: Caller, hello: Hello, epoch: int, connection: Connection) -> None:
         """Serve a connection whose HELLO has opened, as part of its session, until it ends.
@@ -66,6 +67,11 @@ class Sessions:
         """Sessions under way."""
         return len(self._sessions)
 
+    @property
+    def received(self) -> int:
+        """Bytes of records that came so far, in all sessions."""
+        return self._received + sum(session.received for session in self._sessions.values())
+
     async def _session(self, caller: Caller, hello: Hello, epoch: int) -> Session:
         key = (caller.peer.public, hello.session_id)
         current = self._sessions.get(key)
@@ -97,4 +103,5 @@ class Sessions:
         key = (session.caller.peer.public, session.session_id)
         if self._sessions.get(key) is session:
             del self._sessions[key]
+            self._received += session.received
             self._joining.pop(key, None)

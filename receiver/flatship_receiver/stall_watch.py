@@ -30,6 +30,11 @@ class StallWatch:
         self._over = False
         self._log = log.bind(vm=vm, disk=disk)
 
+    @property
+    def stalls(self) -> DiskStalls:
+        """What is known of it."""
+        return self._stalls
+
     def got_on(self) -> None:
         """Something of the disk came, was written, flushed or read again."""
         self._stalls.got_on(time.monotonic())

@@ -174,15 +174,14 @@ GUARDS = (
     Guard(
         "what is patched is off the record first",
         f"{RECEIVER}/pipeline.py",
-        "            await self._target.held.let_go(chunk.offset, chunk.length)\n"
-        "            self._unprove(chunk.offset, chunk.length)\n"
+        "            await self._let_go(chunk.offset, chunk.length)\n"
         "            async with self._copying.lend(self._peer, references) as sources:\n"
         "                effect = await self._shared.workers.run("
         "store, self._image, chunk, sources)\n",
         "            async with self._copying.lend(self._peer, references) as sources:\n"
         "                effect = await self._shared.workers.run("
         "store, self._image, chunk, sources)\n"
-        "            await self._target.held.let_go(chunk.offset, chunk.length)\n",
+        "            await self._let_go(chunk.offset, chunk.length)\n",
         (DELTAS,),
     ),
     Guard(

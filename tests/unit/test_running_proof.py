@@ -25,7 +25,7 @@ def running(
     async def main() -> RunningProof:
         workers = Workers(1, "test")
         try:
-            proof = RunningProof(disk, workers, failures.append)
+            proof = RunningProof(disk, workers, failures.append, lambda *_: None)
             try:
                 await body(proof)
             finally:
