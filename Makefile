@@ -24,7 +24,7 @@ check: lint ## formatting, lint, types, import rules, unit and conformance tests
 	@$(PYTHON) -m pytest -q tests/unit tests/conformance
 
 test: lint ## check, and every other test: simulation, fuzzing, real processes
-	@scripts/debian-packages test packages
+	@scripts/debian-packages test browser packages
 	@$(PYTHON) -m pytest $(TEST_ARGS)
 
 deb: $(VENV_READY) ## the Debian packages of both ends, into dist

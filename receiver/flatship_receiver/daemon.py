@@ -30,6 +30,7 @@ from flatship_receiver.invitations import Invitations
 from flatship_receiver.journal import AsyncJournal, ImageState, Journal
 from flatship_receiver.listener import BACKLOG, Listener
 from flatship_receiver.metrics import ReceiverMetrics
+from flatship_receiver.page import ReceiverPage
 from flatship_receiver.reconfigure import FIXED, Running
 from flatship_receiver.reservations import Reservations
 from flatship_receiver.sessions import Sessions
@@ -41,6 +42,8 @@ from flatship_service.http_access import exposure, protection
 from flatship_service.keys import load_or_create_identity
 from flatship_service.leaving import leave_without_threads
 from flatship_service.notify import Notifier, watched
+from flatship_service.page.routes import routes
+from flatship_service.page.viewers import Viewers
 from flatship_service.reload import Reload, reloading
 from flatship_service.signals import stop_on_signal
 from flatship_service.workers import Workers
@@ -104,14 +107,25 @@ async def serve(config: Config, version: str, read: Callable[[], Config]) -> Non
         )
         sock = _listen(config.listen, config.congestion_control)
         cleanup.callback(sock.close)
+        viewers = Viewers(
+            ReceiverPage(
+                facilities.board,
+                lambda: sessions.received,
+                metrics.spaces,
+                version,
+                socket.gethostname(),
+            )
+        )
         endpoint = HttpEndpoint(
             render=lambda: metrics.render()[0],
             health=lambda: (True, f"ok: {sessions.count} sessions"),
             protection=protection(config.http_access),
             refused=partial(_login_failed, metrics),
+            routes=routes(viewers),
         )
         http = await _start_http(endpoint, config.http)
         cleanup.push_async_callback(endpoint.stop)
+        await cleanup.enter_async_context(viewers.kept_up())
 
         async def open_further(name: str, path: Path) -> Datastore:
             datastore = await in_time(partial(_sound, name, path), OPEN_TIMEOUT)

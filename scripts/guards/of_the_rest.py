@@ -1,6 +1,6 @@
 """Guards of the protocol, of what both daemons are as services, of alerts and rules."""
 
-from guard import PROMETHEUS, PROTOCOL, RECEIVER, RULES, SERVICE, Guard
+from guard import PAGE, PROMETHEUS, PROTOCOL, RECEIVER, RULES, SERVICE, Guard
 
 GUARDS = (
     Guard(
@@ -53,6 +53,55 @@ GUARDS = (
         "        if not right:\n            raise LoginRefused(PASSWORD)\n",
         "        del right\n",
         ("tests/unit/test_http_access.py",),
+    ),
+    Guard(
+        "no more viewers than there is room for",
+        f"{PAGE}/viewers.py",
+        "        if self.count >= MAX_VIEWERS:\n",
+        "        if False:\n",
+        ("tests/unit/test_page_viewers.py",),
+    ),
+    Guard(
+        "a viewer that never reads is dropped",
+        f"{PAGE}/viewers.py",
+        "                    async with asyncio.timeout(PATIENCE):\n",
+        "                    async with asyncio.timeout(None):\n",
+        ("tests/unit/test_page_viewers.py",),
+    ),
+    Guard(
+        "a moment is made once for all viewers",
+        f"{PAGE}/viewers.py",
+        "        if self._moment is None or self._taken != self._looks:\n",
+        "        if True:\n",
+        ("tests/unit/test_page_viewers.py",),
+    ),
+    Guard(
+        "the page runs no script but its own",
+        f"{PAGE}/routes.py",
+        '            "Content-Security-Policy": POLICY,\n',
+        "",
+        ("tests/unit/test_page_viewers.py",),
+    ),
+    Guard(
+        "what the page shows is fit to be shown",
+        f"{PAGE}/view.py",
+        "    safe = printable(text)\n",
+        "    safe = text\n",
+        ("tests/unit/test_page_viewers.py",),
+    ),
+    Guard(
+        "names on the page are text",
+        f"{PAGE}/static/page.js",
+        "    if (at.textContent !== value) at.textContent = value;\n",
+        "    if (at.textContent !== value) at.innerHTML = value;\n",
+        ("tests/unit/test_page_viewers.py", "tests/integration/test_page.py"),
+    ),
+    Guard(
+        "no byte of a map is counted twice",
+        "service/flatship_service/disk_map.py",
+        "            count = min(part, giving[cell])\n",
+        "            count = part\n",
+        ("tests/unit/test_disk_map.py",),
     ),
     Guard(
         "a stream decodes to no more than was promised",

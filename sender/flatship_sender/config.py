@@ -82,7 +82,6 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
 
     congestion_control: CongestionControl | None = None
     jobs: Annotated[int, msgspec.Meta(ge=1, le=MAX_JOBS)] = DEFAULT_JOBS
-    socket: Path | None = None
     log_level: Level = "info"
     http: HttpTable = msgspec.field(default_factory=HttpTable)
     limits: LimitsTable = msgspec.field(default_factory=LimitsTable)
@@ -112,7 +111,6 @@ class Config:
         limits: Of rate.
         congestion_control: TCP's; None for the system's.
         jobs: How many the daemon runs at once.
-        socket: Where the daemon is told what to do; None for its place in the state folder.
         http: Where the daemon serves metrics.
         http_access: Who may read them.
         log_level: The least that the daemon logs.
@@ -121,7 +119,6 @@ class Config:
     limits: Limits
     congestion_control: str | None = None
     jobs: int = DEFAULT_JOBS
-    socket: Path | None = None
     http: Endpoint = DEFAULT_HTTP
     http_access: HttpAccess = field(default_factory=HttpAccess)
     log_level: Level = "info"
@@ -149,7 +146,6 @@ def configure(path: Path | None) -> Config:
         Limits(file.limits.limit(), receivers),
         file.congestion_control,
         file.jobs,
-        file.socket,
         file.http.listen,
         file.http,
         file.log_level,

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
@@ -46,6 +47,7 @@ from flatship_service.workers import Workers
 
 if TYPE_CHECKING:
     from flatship_sender.metrics import SenderMetrics
+    from flatship_service.page.viewers import Viewers
 
 WORTH_A_CONNECTION: Final = 64 << 10  # bytes per second; a limit makes no thinner ones
 STOP_TIMEOUT: Final = 5.0  # seconds an interrupted transfer gets to say goodbye
@@ -170,8 +172,10 @@ async def _send(command: _Command, display: Display, version: str) -> Outcome:
     )
     async with AsyncExitStack() as cleanup:
         if options.http is not None and metrics is not None:
-            served = _metrics_served(metrics, progress, options.http, config.http_access)
+            viewers = _page(progress, version)
+            served = _http_served(metrics, progress, viewers, options.http, config.http_access)
             await cleanup.enter_async_context(served)
+            await cleanup.enter_async_context(viewers.kept_up())
         stop = cleanup.enter_context(stop_on_signal(asyncio.get_running_loop()))
         await cleanup.enter_async_context(_limits_kept(limiter, stop))
         await cleanup.enter_async_context(following(display, progress))
@@ -264,15 +268,29 @@ def _metrics(progress: TransferProgress, version: str) -> "SenderMetrics":
     return metrics
 
 
+def _page(progress: TransferProgress, version: str) -> "Viewers":
+    from flatship_sender.page import SenderPage  # noqa: PLC0415  # likewise
+    from flatship_service.page.viewers import Viewers  # noqa: PLC0415
+
+    return Viewers(SenderPage(lambda: [("", progress)], version, socket.gethostname()))
+
+
 @asynccontextmanager
-async def _metrics_served(
-    metrics: "SenderMetrics", progress: TransferProgress, address: Endpoint, access: HttpAccess
+async def _http_served(
+    metrics: "SenderMetrics",
+    progress: TransferProgress,
+    viewers: "Viewers",
+    address: Endpoint,
+    access: HttpAccess,
 ) -> AsyncIterator[None]:
+    from flatship_service.page.routes import routes  # noqa: PLC0415
+
     endpoint = HttpEndpoint(
         render=lambda: metrics.render()[0],
         health=lambda: (True, _health(progress)),
         protection=protection(access),
         refused=lambda reason, _address: metrics.auth_failure(reason),
+        routes=routes(viewers),
     )
     if told := exposure(address.host, endpoint.protection):
         tell(f"warning: metrics on {address} are not protected: {told}")

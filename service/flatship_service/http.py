@@ -1,7 +1,10 @@
-"""The HTTP endpoint of a daemon: metrics and health, read-only; with TLS and logins if wanted."""
+"""The HTTP endpoint of a daemon: metrics, health and what else it is given; read-only.
+
+With TLS and logins, if wanted.
+"""
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -19,9 +22,17 @@ KEEPALIVE: Final = 75.0  # seconds, longer than the usual interval between scrap
 SHUTDOWN: Final = 1.0  # seconds given to answers that are under way
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A path, and who answers GET and HEAD there."""
+
+    path: str
+    answer: "Handler"
+
+
 @dataclass(slots=True)
 class HttpEndpoint:
-    """Serves ``/metrics`` and ``/healthz`` to GET and HEAD, and nothing else.
+    """Serves ``/metrics``, ``/healthz`` and ``routes`` to GET and HEAD, and nothing else.
 
     Args:
         render: Returns all metrics in Prometheus' text format.
@@ -30,6 +41,7 @@ class HttpEndpoint:
         protection: What callers are held to; another may be set at any time, and counts from the
             next connection and request on. One with TLS takes the place only of one with TLS.
         refused: Told of each login that failed: the reason, and from which address.
+        routes: What else is served.
 
     All are called on the event loop and must not block.
     """
@@ -38,6 +50,7 @@ class HttpEndpoint:
     health: Callable[[], tuple[bool, str]]
     protection: Protection = field(default_factory=Protection)
     refused: Callable[[str, str], None] = lambda _reason, _address: None
+    routes: Sequence[Route] = ()
     _runner: "web.AppRunner | None" = field(default=None, init=False)
     _door: Door = field(default_factory=Door, init=False)
 
@@ -58,6 +71,8 @@ class HttpEndpoint:
         application = web.Application(client_max_size=MAX_BODY, middlewares=[self._guard()])
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/healthz", self._healthz)
+        for route in self.routes:
+            application.router.add_get(route.path, route.answer)
         application.on_response_prepare.append(_name_server)
         self._runner = web.AppRunner(
             application,

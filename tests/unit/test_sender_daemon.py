@@ -5,9 +5,11 @@ from msgspec.structs import replace
 from queue_stage import spec
 
 from flatship_sender.metrics import SenderMetrics
+from flatship_sender.page import SenderPage
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState
 from flatship_sender.queue.model import Job, JobState
 from flatship_sender.serve import Watching
+from flatship_sender.shown_jobs import ShownJobs
 from flatship_sender.snapshot import take
 from flatship_sender.worker_reports import Report
 
@@ -40,7 +42,9 @@ class Watched:
 
     def __init__(self) -> None:
         self._metrics = SenderMetrics("1")
-        self.watching = Watching(self._metrics)
+        shown = ShownJobs(list)
+        self.page = SenderPage(shown.transfers, "1", "kvm1", jobs=shown.jobs)
+        self.watching = Watching(self._metrics, shown, self.page)
 
     def __contains__(self, sample: str) -> bool:
         return f"flatship_sender_{sample}\n" in self._metrics.render()[0].decode()
@@ -98,3 +102,17 @@ def test_a_worker_that_leaves_without_a_word_leaves_nothing(watched: Watched) ->
     watched.watching.began(job())
     watched.watching.left(job())
     assert 'errors_total{reason="internal"} 0.0' in watched
+
+
+def test_page_shows_what_workers_report_and_why_a_job_failed(watched: Watched) -> None:
+    watched.watching.began(job())
+    watched.watching.reported(job(), report(10))
+    watched.page.look(1.0)
+    assert [disk.state for disk in watched.page.view(1.0).disks] == ["sending"]
+
+    failed = replace(job(), state=JobState.FAILED, message="no such source", exit_code=10)
+    watched.watching.left(failed)
+    watched.page.look(2.0)
+    (problem,) = watched.page.view(2.0).problems
+    assert (problem.subject, problem.message) == ("job 1, web", "no such source")
+    assert "Check the name" in problem.advice

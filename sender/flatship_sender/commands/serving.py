@@ -48,17 +48,12 @@ def serve(
     socket: Path | None,
 ) -> int:
     """Be the daemon of a state folder: send the jobs of its queue until SIGTERM."""
-    logs.configure(as_json=log_format == "json")
+    file = None if config is None else config.absolute()
     try:
-        said = configure(config)
+        said = configure(file)
+        logs.configure(said.log_level, as_json=log_format == "json")
         folder = state_folder("sender", state).absolute()
-        settings = Settings(
-            folder,
-            None if config is None else config.absolute(),
-            http or said.http,
-            jobs or said.jobs,
-            socket_path(folder, socket),
-        )
+        settings = Settings(folder, file, said, socket_path(folder, socket), http, jobs)
         asyncio.run(serve_until_stopped(settings, __version__))
     except ConfigError as error:
         tell(f"error: {error}")
