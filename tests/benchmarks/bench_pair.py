@@ -24,6 +24,7 @@ from benchmarks.flatship_pair import NO_PROOF, UNJOURNALLED, FlatshipPair
 from benchmarks.interrupted import interrupt
 from benchmarks.peers import all_peers
 from benchmarks.processes import Usage, exit_when_terminated, run, shown
+from benchmarks.watched import SCRAPED, watched_by
 from benchmarks.workplace import Workplace, workplace
 
 _MEMORY = Path("/dev/shm")
@@ -55,6 +56,29 @@ def whole(rounds: int) -> list[str]:
             Entry("Flatship", FlatshipPair(place.scratch), guest),
         ]
         return _compared(entries, place, rounds, before=cold_caches)
+
+
+def viewers(rounds: int) -> list[str]:
+    """What it costs a transfer that 200 look at the receiver's page, or that it is scraped."""
+    with workplace(_MEMORY) as place:
+        dense = disk.dense_file(disk.guest_disk(), 2 * GIB)
+        guest = disk.copy_sparse(dense, place.scratch / "dense.raw")
+        watchers = {"nobody looks": None, "200 viewers": "200", "scraped each second": SCRAPED}
+        entries = [
+            Entry(
+                name,
+                FlatshipPair(place.scratch, send_options=("--compression", "off"))
+                if whom is None
+                else FlatshipPair(
+                    place.scratch,
+                    send_options=("--compression", "off"),
+                    observe_receiver=watched_by(whom),
+                ),
+                guest,
+            )
+            for name, whom in watchers.items()
+        ]
+        return _compared(entries, place, rounds)
 
 
 def journal(rounds: int) -> list[str]:
@@ -148,6 +172,7 @@ SCENARIOS: dict[str, tuple[Callable[[int], list[str]], int]] = {  # and how many
     "journal": (journal, 7),
     "resume": (resume, 3),
     "distance": (distance, 3),
+    "viewers": (viewers, 5),
     "profile": (profile, 1),
     "every-peer": (every_peer, 1),
 }
