@@ -32,6 +32,9 @@ MAX_ZSTD_WINDOW: Final = 1 << 23  # bytes; a frame holds no more than a chunk
 MIN_HISTORY_WINDOW_LOG: Final = 10  # base-2 logarithm of bytes; zstd has none smaller
 MAX_HISTORY_WINDOW_LOG: Final = 27
 MAX_HISTORY_BLOCKS: Final = 4096  # zstd blocks in one payload of a stream with history
+MAX_PROBE_FILLER: Final = 1 << 16  # bytes of zeros in one PROBE
+MAX_PROBE_BYTES: Final = 512 << 20  # bytes of PROBE records in a session
+MAX_PROBE_SECONDS: Final = 30  # from the first PROBE of a session to its last
 
 CONNECTION_MAX_AGE: Final = 3600  # seconds before the sender replaces a connection
 CONNECTION_MAX_BYTES: Final = 256 << 30  # bytes sealed before the sender replaces a connection

@@ -45,6 +45,7 @@ from flatship_protocol.messages import (
     OpenDisk,
     Ping,
     Pong,
+    Probe,
     SegmentKind,
     Zero,
     encode,
@@ -58,10 +59,13 @@ from flatship_receiver.credit import CreditWindow
 from flatship_receiver.facilities import Facilities, Store
 from flatship_receiver.peers import Peer
 from flatship_receiver.pipeline import Abandoned, DiskIntake
+from flatship_receiver.probes import Probes
 from flatship_receiver.windows import Streams
 from flatship_service.errors import OperatorError
 
-CAPABILITIES: Final = Capability.RESUME | Capability.DELTA | Capability.KNOWN | Capability.HISTORY
+CAPABILITIES: Final = (
+    Capability.RESUME | Capability.DELTA | Capability.KNOWN | Capability.HISTORY | Capability.PROBE
+)
 SOFTWARE: Final = "flatship-receiver"
 UPKEEP_INTERVAL: Final = 2.0  # seconds
 FIRST_PASS: Final = 1  # later ones need a capability that there is not yet
@@ -129,6 +133,7 @@ class Session:
         self._shared = facilities
         self._account = ReceiverSession(epoch, CREDIT)
         self._window = CreditWindow(asyncio.get_running_loop().time())
+        self._probes = Probes() if Capability.PROBE in self._capabilities else None
         self._connections: dict[int, Connection] = {}
         self._disks: dict[int, DiskIntake] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -266,11 +271,20 @@ class Session:
             await self._about_disk(epoch, message)
         elif isinstance(message, Error):
             raise ConnectionLost(f"the sender reports {message.code.name}")
+        elif isinstance(message, Probe):
+            await self._probe(connection, message)
         elif isinstance(message, Pong):
             self._window.answered(message.token, asyncio.get_running_loop().time())
         else:
             raise UnexpectedMessage(f"{type(message).__name__} from a sender")
         return False
+
+    async def _probe(self, connection: Connection, probe: Probe) -> None:
+        if self._probes is None:
+            raise Refused(ErrorCode.UNSUPPORTED, "probes were not agreed on")
+        report = self._probes.take(connection, probe, asyncio.get_running_loop().time())
+        if report is not None:
+            await connection.send(encode(report, self.epoch))
 
     async def _about_disk(self, epoch: int, message: Zero | EndPass | Abandon) -> None:
         disk = self._disks.get(message.disk)

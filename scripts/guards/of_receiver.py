@@ -15,6 +15,28 @@ from guard import (
 
 GUARDS = (
     Guard(
+        "a session's probes are bounded in bytes",
+        f"{RECEIVER}/probes.py",
+        "        if self._came.total() + probe.record_size > MAX_PROBE_BYTES:\n",
+        "        if self._came.total() < 0:\n",
+        ("tests/unit/test_probes.py",),
+    ),
+    Guard(
+        "a session's probes are bounded in time",
+        f"{RECEIVER}/probes.py",
+        "        if now - self._began > MAX_PROBE_SECONDS:\n",
+        "        if now < self._began:\n",
+        ("tests/unit/test_probes.py",),
+    ),
+    Guard(
+        "probes that were not agreed on are refused",
+        f"{RECEIVER}/session.py",
+        "        if self._probes is None:\n"
+        '            raise Refused(ErrorCode.UNSUPPORTED, "probes were not agreed on")\n',
+        "        self._probes = self._probes or Probes()\n",
+        ("tests/integration/test_planning.py",),
+    ),
+    Guard(
         "what hangs takes no more frames than it leaves",
         f"{RECEIVER}/frame_shares.py",
         "        return share.held < self._pool.count - self._pool.in_use - self._promised\n",

@@ -39,7 +39,9 @@ from flatship_sender.receivers import Receiver
 from flatship_sender.refusals import NotAuthorised, RefusedByReceiver
 from flatship_service.congestion import use_congestion_control
 
-CAPABILITIES: Final = Capability.RESUME | Capability.DELTA | Capability.KNOWN | Capability.HISTORY
+CAPABILITIES: Final = (
+    Capability.RESUME | Capability.DELTA | Capability.KNOWN | Capability.HISTORY | Capability.PROBE
+)
 SOFTWARE: Final = "flatship-sender"
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 MIN_IDLE_TIMEOUT: Final = 6  # seconds; a receiver with less patience cannot be kept company

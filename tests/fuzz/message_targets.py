@@ -68,6 +68,9 @@ MESSAGES: Final[tuple[messages.Message, ...]] = (
     messages.Credit(1 << 26),
     messages.Ping(1),
     messages.Pong(1),
+    messages.Probe(5, report=True),
+    messages.Probe(0),
+    messages.Probed(1 << 29, 1),
 )
 
 
@@ -109,6 +112,8 @@ def within_limits(message: messages.Message) -> bool:
             if messages.Capability.HISTORY not in message.capabilities:
                 return history == (0, 0)
             return 10 <= history[0] <= 27 and history[1] > 0
+        case messages.Probe():
+            return message.filler <= 65536
         case messages.ImageReference():
             return message.reference < 1024
         case messages.OpenDisk():

@@ -32,6 +32,8 @@ from flatship_protocol.messages import (
     OpenDisk,
     Ping,
     Pong,
+    Probe,
+    Probed,
     Proving,
     Provisioning,
     Segment,
@@ -240,6 +242,9 @@ ENCODINGS: dict[str, tuple[Message, bytes]] = {
     "CREDIT": (Credit(64 << 20), plaintext(0x10, u64(64 << 20))),
     "PING": (Ping(2**64 - 1), plaintext(0x11, b"\xff" * 8)),
     "PONG": (Pong(1), plaintext(0x12, u64(1))),
+    "PROBE": (Probe(3), plaintext(0x43, u32(3) + bytes(4) + bytes(3))),
+    "PROBE report": (Probe(0, report=True), plaintext(0x43, u32(0) + bytes(4), flags=1)),
+    "PROBED": (Probed(59, 7), plaintext(0x44, u64(59) + u64(7))),
 }
 PLAINTEXTS = {name: encoded for name, (_, encoded) in ENCODINGS.items()}
 
@@ -306,7 +311,7 @@ def test_body_that_its_header_calls_longer_than_the_message_is_refused(encoded: 
 
 @pytest.mark.parametrize("encoded", PLAINTEXTS.values(), ids=PLAINTEXTS)
 def test_undefined_flag_is_refused(encoded: bytes) -> None:
-    defined = {0x03: 15, 0x07: 1, 0x0C: 1, 0x0D: 1, 0x40: 3}.get(encoded[0], 0)
+    defined = {0x03: 15, 0x07: 1, 0x0C: 1, 0x0D: 1, 0x40: 3, 0x43: 1}.get(encoded[0], 0)
     for bit in range(8):
         if not defined >> bit & 1:
             refuses(encoded[:1] + u8(encoded[1] | 1 << bit) + encoded[2:], "flags")
@@ -325,6 +330,7 @@ def test_reserved_bytes_of_the_header_are_zero(encoded: bytes) -> None:
         ("OPEN_DISK", range(52, 56)),
         ("CHUNK with segments", range(67, 68)),
         ("IMAGE", range(4, 8)),
+        ("PROBE", range(4, 8)),
         ("STORED", range(2, 8)),
         ("ABANDON", range(2, 8)),
         ("DISK_FAILED", range(2, 8)),
@@ -397,6 +403,8 @@ BODIES_REFUSED: dict[str, tuple[int, bytes, str]] = {
         chunk_body(payload=b"", literal=0, codec=2, table=entry(1, 256)),
         "codec HISTORY",
     ),
+    "filler too long": (0x43, u32(65537) + bytes(4) + bytes(65537), "filler of 65537"),
+    "filler not of zeros": (0x43, u32(2) + bytes(4) + b"\0\1", "not all of them zero"),
     "window without its capability": (0x02, hello_ok(0, 25, 0), "without their capability"),
     "streams without their capability": (0x02, hello_ok(0, 0, 2), "without their capability"),
     "no streams": (0x02, hello_ok(8, 25, 0), "0 streams"),
@@ -478,7 +486,7 @@ BODIES_REFUSED: dict[str, tuple[int, bytes, str]] = {
 
 @pytest.mark.parametrize(("type_", "body", "reason"), BODIES_REFUSED.values(), ids=BODIES_REFUSED)
 def test_body_that_breaks_a_rule_is_refused(type_: int, body: bytes, reason: str) -> None:
-    about = plaintext if type_ in (0x02, 0x42) else about_disk
+    about = plaintext if type_ in (0x02, 0x42, 0x43) else about_disk
     refuses(about(type_, body), reason)
 
 

@@ -27,6 +27,8 @@ from flatship_protocol.messages import (
     EndPass,
     MessageType,
     OpenDisk,
+    Probe,
+    Probed,
     Provisioning,
     SegmentKind,
     decode,
@@ -135,6 +137,8 @@ def headings() -> list[str]:
         ("DISK_FAILED (", disk_messages._DISK_FAILED),
         ("DISK_FAILED (", connection_messages._ERROR),
         ("IMAGE (", connection_messages._IMAGE),
+        ("PROBE (", connection_messages._PROBE),
+        ("PROBED (", connection_messages._PROBED),
         ("CREDIT (", connection_messages._CREDIT),
         ("PING (", connection_messages._TOKEN),
     ],
@@ -229,6 +233,9 @@ def test_limits_are_the_codes() -> None:
         "blocks in a payload with history": constants.MAX_HISTORY_BLOCKS,
         "age at which a connection is replaced": constants.CONNECTION_MAX_AGE,
         "bytes after which a connection is replaced": constants.CONNECTION_MAX_BYTES,
+        "filler of a PROBE": constants.MAX_PROBE_FILLER,
+        "PROBEs of a session": constants.MAX_PROBE_BYTES,
+        "a session's time for PROBEs": constants.MAX_PROBE_SECONDS,
         "connections of a session": admission.CONNECTIONS_PER_SESSION,
         "sessions of a sender": admission.SESSIONS_PER_PEER,
         "disks of a session": session.MAX_DISKS,
@@ -245,6 +252,17 @@ def test_limits_are_the_codes() -> None:
     written = facts(section("Limits"))
     assert written.pop("limit") == "value"
     assert {name: int(text.split()[0].replace(",", "")) for name, text in written.items()} == limits
+
+
+# Probes
+
+
+def test_probe_values_are_what_the_code_makes() -> None:
+    written = facts(section("PROBED"))
+    probe, probed = Probe(4, report=True), Probed(60, 1_500_000)
+    assert bytes.fromhex(written["PROBE"]) == encode(probe, 1)
+    assert bytes.fromhex(written["PROBED"]) == encode(probed, 1)
+    assert probe.record_size == 60
 
 
 # Streams with history

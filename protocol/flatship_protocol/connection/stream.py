@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from flatship_protocol.connection.deadlines import IDLE_TIMEOUT
 from flatship_protocol.connection.movement import Movement, read_counts
-from flatship_protocol.connection.wire import Wire, read_wire
+from flatship_protocol.connection.wire import Path, Wire, read_path, read_wire
 from flatship_protocol.errors import ConnectionClosed, ConnectionLost
 
 MAX_UNSENT: Final = 256 << 10  # bytes the kernel holds unsent: more would hide how fast the link is
@@ -202,6 +202,15 @@ class SocketStream:
         """
         with self._use:
             return read_wire(self._sock, self._written)
+
+    def path(self) -> Path:
+        """How the connection has fared so far.
+
+        Raises:
+            ConnectionLost: The stream is closed.
+        """
+        with self._use:
+            return read_path(self._sock)
 
     def close(self) -> None:
         """See Stream."""

@@ -8,6 +8,8 @@ from typing import Final
 # linux/tcp.h, struct tcp_info: tcpi_options, tcpi_snd_mss, tcpi_segs_out, tcpi_notsent_bytes,
 # tcpi_bytes_sent (Linux 4.19). It only ever grows at its end.
 _TCP_INFO: Final = struct.Struct("=5xB10xI116xI4xI52xQ")
+# Likewise tcpi_total_retrans, tcpi_segs_out, tcpi_min_rtt (microseconds; Linux 4.6).
+_TCP_PATH: Final = struct.Struct("=100xI32xI8xI")
 _TIMESTAMPS: Final = 1  # TCPI_OPT_TIMESTAMPS
 
 ETHERNET: Final = 14  # bytes; what interfaces count of a frame beside the packet
@@ -52,3 +54,29 @@ def read_wire(sock: socket.socket, written: int) -> Wire:
     header = ETHERNET + _IP_HEADERS.get(sock.family, 20) + _TCP_HEADER
     header += TIMESTAMPS_SIZE if options & _TIMESTAMPS else 0
     return Wire(sent + segments * header, written - unsent, max(1, segment), header)
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """How a connection fares on its way.
+
+    Args:
+        round_trip: Seconds, the shortest of late.
+        segments: Packets sent so far.
+        retransmitted: Those of them that were sent again.
+    """
+
+    round_trip: float
+    segments: int
+    retransmitted: int
+
+
+def read_path(sock: socket.socket) -> Path:
+    """Ask the kernel; see tcp(7), TCP_INFO.
+
+    Raises:
+        OSError: The socket is closed.
+    """
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_PATH.size)
+    retransmitted, segments, shortest = _TCP_PATH.unpack(info)
+    return Path(shortest / 1e6, segments, retransmitted)

@@ -16,6 +16,8 @@ from flatship_protocol.messages.connection import (
     ImageReference,
     Ping,
     Pong,
+    Probe,
+    Probed,
 )
 from flatship_protocol.messages.disk import (
     Abandon,
@@ -67,6 +69,8 @@ __all__ = [
     "OpenDisk",
     "Ping",
     "Pong",
+    "Probe",
+    "Probed",
     "Proving",
     "Provisioning",
     "Segment",

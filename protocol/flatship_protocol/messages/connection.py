@@ -6,8 +6,12 @@ from typing import ClassVar, Final, Self
 
 from flatship_protocol.constants import (
     MAX_HISTORY_WINDOW_LOG,
+    MAX_PROBE_FILLER,
     MAX_REFERENCES,
+    MESSAGE_HEADER_SIZE,
     MIN_HISTORY_WINDOW_LOG,
+    RECORD_HEADER_SIZE,
+    TAG_SIZE,
 )
 from flatship_protocol.errors import ErrorCode
 from flatship_protocol.messages.body import (
@@ -30,6 +34,8 @@ _ERROR: Final = Struct(">H6xQQ")  # code, first number, second number
 _CREDIT: Final = Struct(">Q")  # bytes
 _IMAGE: Final = Struct(">I4x16s")  # reference, uuid
 _TOKEN: Final = Struct(">Q")
+_PROBE: Final = Struct(">I4x")  # length of the filler
+_PROBED: Final = Struct(">QQ")  # bytes, microseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +219,65 @@ class Pong(ConnectionMessage):
     @classmethod
     def _parse(cls, flags: int, body: memoryview) -> Self:
         return cls(*unpack(cls.TYPE, _TOKEN, body))
+
+
+@dataclass(frozen=True, slots=True)
+class Probe(ConnectionMessage):
+    """PROBE: bytes to be counted and thrown away, so that the link can be measured.
+
+    Attributes:
+        filler: Zeros that follow the fields, 0 to 65,536.
+        report: Answer with a PROBED.
+    """
+
+    TYPE: ClassVar = MessageType.PROBE
+    FLAGS: ClassVar = 1
+
+    filler: int
+    report: bool = False
+
+    @property
+    def record_size(self) -> int:
+        """Bytes of its record on the wire, without padding."""
+        return RECORD_HEADER_SIZE + MESSAGE_HEADER_SIZE + _PROBE.size + self.filler + TAG_SIZE
+
+    def _flags(self) -> int:
+        return int(self.report)
+
+    def _body(self) -> bytes:
+        return _PROBE.pack(self.filler) + bytes(self.filler)
+
+    @classmethod
+    def _parse(cls, flags: int, body: memoryview) -> Self:
+        (filler,) = unpack_front(cls.TYPE, _PROBE, body)
+        zeros = body[_PROBE.size :]
+        if filler > MAX_PROBE_FILLER:
+            malformed(cls.TYPE, f"filler of {filler} bytes; at most {MAX_PROBE_FILLER}")
+        if len(zeros) != filler or bytes(zeros).count(0) != filler:
+            malformed(cls.TYPE, f"{len(zeros)} bytes, not all of them zero, for {filler} zeros")
+        return cls(filler, bool(flags))
+
+
+@dataclass(frozen=True, slots=True)
+class Probed(ConnectionMessage):
+    """PROBED: how much came by PROBE on this connection so far, and when.
+
+    Attributes:
+        came: Bytes of records of PROBE, without padding.
+        clock: Microseconds on a steady clock of the receiver's, the same for a whole session.
+    """
+
+    TYPE: ClassVar = MessageType.PROBED
+
+    came: int
+    clock: int
+
+    def _body(self) -> bytes:
+        return _PROBED.pack(self.came, self.clock)
+
+    @classmethod
+    def _parse(cls, flags: int, body: memoryview) -> Self:
+        return cls(*unpack(cls.TYPE, _PROBED, body))
 
 
 def _check_history(capabilities: Capability, window_log: int, streams: int) -> None:

@@ -16,6 +16,8 @@ from flatship_protocol.messages.connection import (
     ImageReference,
     Ping,
     Pong,
+    Probe,
+    Probed,
 )
 from flatship_protocol.messages.disk import (
     Abandon,
@@ -46,7 +48,7 @@ AboutDisk: TypeAlias = (
     | DiskFailed
 )
 AboutConnection: TypeAlias = (
-    Hello | HelloOk | Goodbye | Error | Credit | ImageReference | Ping | Pong
+    Hello | HelloOk | Goodbye | Error | Credit | ImageReference | Ping | Pong | Probe | Probed
 )
 Message: TypeAlias = AboutDisk | AboutConnection
 

@@ -26,6 +26,8 @@ class MessageType(IntEnum):
     ERROR = 0x14
     HELD = 0x40
     IMAGE = 0x42
+    PROBE = 0x43
+    PROBED = 0x44
 
 
 class Capability(IntFlag):
@@ -40,6 +42,7 @@ class Capability(IntFlag):
     KNOWN = 2  # IMAGE, chunks with COPY segments, WANT in answer to them
     RESUME = 4  # HELD after DISK_OPENED; incomplete disks are kept
     HISTORY = 8  # payloads of one connection coded as one stream
+    PROBE = 16  # PROBE, PROBED in answer to it
 
 
 class Codec(IntEnum):
