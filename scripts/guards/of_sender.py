@@ -102,6 +102,20 @@ GUARDS = (
         ("tests/unit/test_queue_scheduler.py",),
     ),
     Guard(
+        "probes keep to the limits",
+        f"{SENDER}/forecast/visit.py",
+        "            throttle.add(connection.stream)\n",
+        "            pass\n",
+        ("tests/integration/test_planning.py",),
+    ),
+    Guard(
+        "a receiver's clock does not say how much is worked out",
+        f"{SENDER}/forecast/link.py",
+        "min(MOST_SLICES, max(1, int((ended - since) / SLICE)))",
+        "max(1, int((ended - since) / SLICE))",
+        ("tests/unit/test_forecasts.py",),
+    ),
+    Guard(
         "a disk that is not acknowledged leaves credit to the others",
         f"{SENDER}/sharing.py",
         " and (alone or claim.outstanding + claim.length <= free)",

@@ -17,6 +17,7 @@ PLACES: Final = {
     "identity": ("pairing", "identity"),
     "join": ("pairing", "join"),
     "inspect": ("inspecting", "inspect_"),
+    "plan": ("plan", "plan"),
     "send": ("send", "send"),
     "serve": ("serving", "serve"),
     "submit": ("submit", "submit"),

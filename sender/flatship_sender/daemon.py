@@ -23,9 +23,10 @@ from flatship_sender.connecting import Credentials, SessionName, dial_tcp
 from flatship_sender.disk_memory import DiskMemory
 from flatship_sender.display import Display, following
 from flatship_sender.downtimes import Disk, Downtimes
+from flatship_sender.forecast.hindsight import judge
 from flatship_sender.incarnations import Incarnations
 from flatship_sender.job import FIRST_PASS, Job
-from flatship_sender.limits import Limiter
+from flatship_sender.limits import Limiter, worthwhile
 from flatship_sender.observer import Observer, Unobserved
 from flatship_sender.order import Order, Outcome, check_names, disk_names, distinct
 from flatship_sender.page_indexes import PageIndexes, Place
@@ -49,16 +50,8 @@ if TYPE_CHECKING:
     from flatship_sender.metrics import SenderMetrics
     from flatship_service.page.viewers import Viewers
 
-WORTH_A_CONNECTION: Final = 64 << 10  # bytes per second; a limit makes no thinner ones
 STOP_TIMEOUT: Final = 5.0  # seconds an interrupted transfer gets to say goodbye
 LEAVE_TIMEOUT: Final = 2.0  # seconds after that for reads of sources to return
-
-
-def worthwhile(connections: int, limit: float) -> int:
-    """How many connections to use, of so many, for ``limit`` bytes per second in all."""
-    if limit == inf:
-        return connections
-    return min(connections, max(1, int(limit // WORTH_A_CONNECTION)))
 
 
 def send(order: Order, display: Display, version: str, observer: Observer | None = None) -> Outcome:
@@ -182,6 +175,7 @@ async def _send(command: _Command, display: Display, version: str) -> Outcome:
         passes = _passes(command, incarnations, progress)
         running = asyncio.create_task(passes.run())
         failure = await _finish(running, incarnations, stop, display)
+        progress.forecast = judge(order.state, progress, _disks(command), time.time(), _warn)
     if incarnations.shortfall is not None:
         tell(f"warning: fewer connections than asked for: {incarnations.shortfall}")
     return Outcome(progress, failure)
@@ -194,7 +188,6 @@ def _passes(
     order, options = command.order, command.order.options
     if options.dry_run:
         return incarnations
-    disks = [Disk(job.source.identity.hex(), job.source.size) for job in command.jobs]
     return Passes(
         incarnations,
         progress,
@@ -202,14 +195,22 @@ def _passes(
             order.state,
             order.receiver.name,
             order.target.vm,
-            disks,
-            lambda text: tell(f"warning: {text}"),
+            _disks(command),
+            _warn,
         ),
         live=options.live,
         budget=options.until_downtime,
         workers=command.workers.count,
         begun=command.begun,
     )
+
+
+def _disks(command: _Command) -> list[Disk]:
+    return [Disk(job.source.identity.hex(), job.source.size) for job in command.jobs]
+
+
+def _warn(text: str) -> None:
+    tell(f"warning: {text}")
 
 
 async def _finish(

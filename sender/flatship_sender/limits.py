@@ -22,6 +22,7 @@ from flatship_service.units import format_rate
 from flatship_service.workers import Workers
 
 INTERVAL: Final = 1.0  # seconds between two looks at the clock and at the other runs
+WORTH_A_CONNECTION: Final = 64 << 10  # bytes per second; a limit makes no thinner ones
 APPETITE: Final = 1.5  # times what a run uses that it may want a moment later
 
 
@@ -150,3 +151,10 @@ class Limiter:
 
 def _finite(rate: float) -> float | None:
     return None if rate == inf else float(rate)  # a Limit is no number that JSON knows
+
+
+def worthwhile(connections: int, limit: float) -> int:
+    """How many connections to use, of so many, for ``limit`` bytes per second in all."""
+    if limit == inf:
+        return connections
+    return min(connections, max(1, int(limit // WORTH_A_CONNECTION)))

@@ -254,6 +254,7 @@ class _Transfers(Collector):
         yield from self._collect_disks()
         yield self._stalled()
         yield self._limits()
+        yield self._forecasts()
         yield from self._collect_totals()
 
     def _disks(self) -> dict[tuple[str, str], DiskProgress]:
@@ -318,6 +319,18 @@ class _Transfers(Collector):
             if (limit := watched.progress.limit) is not None:
                 limits.add_metric((name, label(watched.progress.receiver)), limit)
         return limits
+
+    def _forecasts(self) -> Metric:
+        ratios = _gauge(
+            "forecast_ratio",
+            "What a transfer took in terms of what plan had foreseen; none without a forecast.",
+            ("transfer", "receiver"),
+        )
+        for name, watched in self._watched.items():
+            if (judged := watched.progress.forecast) is not None:
+                key = (name, label(watched.progress.receiver))
+                ratios.add_metric(key, round(judged.ratio, 4))
+        return ratios
 
     def _collect_totals(self) -> Iterator[Metric]:
         totals = self._retired.copy()

@@ -11,6 +11,7 @@ from typing import Final
 from flatship_protocol.constants import CHUNK_SIZE
 from flatship_protocol.errors import ErrorCode
 from flatship_sender.convergence import Downtime, PassReport
+from flatship_sender.forecast.truth import Judged
 from flatship_sender.stalls import Stall
 from flatship_service.disk_map import DiskMap
 
@@ -169,6 +170,7 @@ class TransferProgress:
     ``limit`` is the one in force, in bytes a second on the wire; None for none.
     ``waiting`` is set from the loss of a session until the next one stands.
     ``passes`` are the live ones that have ended, ``downtime`` a final one that was published.
+    ``forecast`` is what ``plan`` had foreseen of it, beside the truth.
     """
 
     receiver: str
@@ -184,6 +186,7 @@ class TransferProgress:
     earlier_overhead: int = 0  # bytes that ended sessions put on the wire beside the disks' own
     passes: list[PassReport] = field(default_factory=list)
     downtime: Downtime | None = None
+    forecast: Judged | None = None
 
     @property
     def wire(self) -> int:

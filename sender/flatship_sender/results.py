@@ -8,6 +8,7 @@ import msgspec
 from flatship_protocol.constants import CHUNK_SIZE
 from flatship_sender import figures
 from flatship_sender.convergence import Downtime, PassReport
+from flatship_sender.forecast.truth import Judged, hindsight
 from flatship_sender.pass_words import downtime_line
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState
 from flatship_service.printable import as_unicode, printable
@@ -104,6 +105,7 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
 
     ``reconnections`` counts the sessions that took the place of a lost one. ``passes`` are the
     live ones; ``downtime`` is that of a final one, null unless all disks were published.
+    ``forecast`` is what ``plan`` had foreseen of a whole transfer, beside the truth.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -113,6 +115,7 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
     reconnections: int
     passes: list[PassReport]
     downtime: Downtime | None
+    forecast: Judged | None
     disks: list[DiskResult]
     totals: Totals
 
@@ -126,6 +129,7 @@ def from_progress(progress: TransferProgress) -> SendResult:
         reconnections=progress.reconnections,
         passes=list(progress.passes),
         downtime=progress.downtime,
+        forecast=progress.forecast,
         disks=[_disk(disk) for disk in progress.disks],
         totals=_totals(progress),
     )
@@ -166,6 +170,8 @@ def render_table(result: SendResult) -> str:
     ]
     if result.downtime is not None and result.downtime.exposed is not None:
         lines.append(downtime_line(result.downtime))
+    if result.forecast is not None:
+        lines.append(hindsight(result.forecast))
     if result.reconnections:
         times = "once" if result.reconnections == 1 else f"{result.reconnections} times"
         resent = format_size(result.totals.bytes.resent)

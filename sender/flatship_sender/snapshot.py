@@ -13,6 +13,7 @@ import msgspec
 from flatship_protocol.constants import CHUNK_SIZE
 from flatship_protocol.errors import ErrorCode
 from flatship_sender.convergence import Downtime, PassReport
+from flatship_sender.forecast.truth import Judged
 from flatship_sender.progress import DiskProgress, TransferProgress, TransferState, Waiting
 from flatship_sender.stalls import Stall, WaitsFor
 from flatship_service.disk_map import DiskMap
@@ -98,6 +99,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     earlier_overhead: int
     passes: list[PassReport]
     downtime: Downtime | None
+    forecast: Judged | None
 
 
 def take(progress: TransferProgress, now: float, wall: float | None = None) -> Snapshot:
@@ -133,6 +135,7 @@ def take(progress: TransferProgress, now: float, wall: float | None = None) -> S
         earlier_overhead=progress.earlier_overhead,
         passes=list(progress.passes),
         downtime=progress.downtime,
+        forecast=progress.forecast,
     )
 
 
@@ -157,6 +160,7 @@ def restore(snapshot: Snapshot, now: float) -> TransferProgress:
         earlier_overhead=snapshot.earlier_overhead,
         passes=list(snapshot.passes),
         downtime=snapshot.downtime,
+        forecast=snapshot.forecast,
     )
 
 

@@ -4,12 +4,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dashboards
 import pytest
 from dashboards import Query
 from disks import MIB, prose, random_bytes
-from processes import Running, wait_until
+from processes import SENDER, Running, run_program, wait_until
 from test_metrics import sender_metrics_url
 from watching import Prometheus
 
@@ -129,3 +130,25 @@ def test_what_the_rules_record_is_what_happens(watched: Watched) -> None:
     about("instance:flatship_sender_sparse:ratio_rate5m", 0.45, 0.75)  # 5 of 8
     about("datastore:flatship_receiver_sparse:ratio_rate5m", 0.45, 0.75)
     assert not watched.sending.ended, "that was not during the transfer"
+
+
+def test_a_wave_is_planned_from_what_is_recorded(watched: Watched, tmp_path: Path) -> None:
+    wave = tmp_path / "wave"
+    wave.write_text("web02=1GiB  # the next one\nweb03=2GiB\n")
+    asked = ("plan", "--from", watched.prometheus.url, "--to", "esx", "--wave", wave, "--json")
+    plan: dict[str, Any] = {}
+
+    def planned() -> bool:
+        run = run_program(*SENDER, *asked)
+        if run.exit_code == 0:
+            plan.update(run.json)
+        return bool(plan)
+
+    wait_until(planned, "a transfer is recorded", timeout=2 * PATIENCE)
+    # A window that began seconds ago is mostly empty.
+    assert 0 < plan["slow_rate"] <= plan["rate"] <= 1.5 * LIMIT
+    assert plan["size"] == 3 << 30
+    assert 0.1 < plan["wire"] / plan["size"] < 0.5  # 3 of 8 are data, and halve
+    first, second = plan["arrivals"]
+    assert plan["begins"] < first["p50"] < second["p50"] == plan["p50"] <= plan["p90"]
+    assert plan["full"] == plan["unknown"] == []

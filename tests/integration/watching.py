@@ -44,6 +44,11 @@ class Prometheus:
         found = re.search(r'"Listening on" address=(\S+)', self._running.stderr)
         return found[1] if found else ""
 
+    @property
+    def url(self) -> str:
+        """Its front page."""
+        return f"http://{self._address}"
+
     def close(self) -> None:
         """End it."""
         self._running.kill()

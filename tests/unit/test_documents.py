@@ -20,6 +20,7 @@ from flatship_receiver.cli import cli as receiver_cli
 from flatship_receiver.metrics import AUTH_REASONS, OTHER, ReceiverMetrics, SpaceSample
 from flatship_sender import config as sender_config
 from flatship_sender.cli import cli as sender_cli
+from flatship_sender.forecast.truth import Judged, Quantiles
 from flatship_sender.metrics import SenderMetrics
 from flatship_sender.progress import DiskProgress, TransferProgress
 from flatship_sender.refusals import REFUSALS
@@ -263,7 +264,12 @@ def test_the_manuals_list_the_labels_of_each_metric_and_never_those_of_prometheu
 ) -> None:
     disk = DiskProgress("s", "t", 512, level=3, last_progress=1.0, payload=Counter(zstd=1))
     sender, receiver = SenderMetrics("1"), ReceiverMetrics("1")
-    sender.watch(TransferProgress("r", "vm", [disk], limit=1))
+    said = Quantiles(1.0, 2.0)
+    truth = Judged(
+        made=0.0, seconds=said, wire=said, took=1.0, sent=1, ratio=1.0, wire_ratio=1.0,
+        within_p90=True,
+    )  # fmt: skip
+    sender.watch(TransferProgress("r", "vm", [disk], limit=1, forecast=truth))
     sender.watch_queue(lambda: {"queued": (1, 512)})
     receiver.datastore("d", lambda: SpaceSample(1, 1, 0))
     receiver.disk_state("vm", "t", "receiving")

@@ -9,8 +9,8 @@ from flatship_protocol.errors import UsageError
 from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
 from flatship_sender.cli import cli
 from flatship_sender.daemon import send as send_disks
-from flatship_sender.daemon import worthwhile
 from flatship_sender.display import Silent
+from flatship_sender.limits import worthwhile
 from flatship_sender.order import Order, SendOptions, Target
 from flatship_sender.receivers import Receiver
 from flatship_service.keys import Identity

@@ -1,0 +1,1 @@
+"""Forecasts: what a transfer will take, and how good earlier forecasts of it were."""
