@@ -15,6 +15,7 @@ from benchmarks import report
 from benchmarks.disk import MIB
 from benchmarks.plan import Plan
 from benchmarks.processes import BenchmarkError, exit_when_terminated
+from benchmarks.slow_forecasts import forecast
 from benchmarks.slow_known import delta, second_guest
 from benchmarks.slow_links import four_disks, levels, link_10, link_100
 from benchmarks.slow_steps import steps
@@ -27,6 +28,7 @@ SCENARIOS: dict[str, Callable[[Plan], list[str]]] = {
     "delta": delta,
     "second-guest": second_guest,
     "four-disks": four_disks,
+    "forecast": forecast,
 }
 
 
