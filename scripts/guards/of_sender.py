@@ -102,13 +102,6 @@ GUARDS = (
         ("tests/unit/test_queue_scheduler.py",),
     ),
     Guard(
-        "probes keep to the limits",
-        f"{SENDER}/forecast/visit.py",
-        "            throttle.add(connection.stream)\n",
-        "            pass\n",
-        ("tests/integration/test_planning.py",),
-    ),
-    Guard(
         "a receiver's clock does not say how much is worked out",
         f"{SENDER}/forecast/link.py",
         "min(MOST_SLICES, max(1, int((ended - since) / SLICE)))",
