@@ -36,7 +36,7 @@ from flatship_sender.progress import DiskProgress, TransferProgress
 from flatship_sender.receivers import Receivers
 from flatship_sender.shares import Table
 from flatship_sender.sources.base import BlockSource
-from flatship_sender.sources.raw import open_source
+from flatship_sender.sources.opening import open_source
 from flatship_sender.throttle import Throttle
 from flatship_service.cli import INTERRUPTED, tell
 from flatship_service.errors import ConfigError
@@ -323,7 +323,7 @@ def _check_limited(order: Order, config: Config) -> None:
 
 
 def _open(path: str, order: Order, cleanup: ExitStack) -> BlockSource:
-    source = open_source(path, live=order.options.live)
+    source = open_source(path, live=order.options.live, source_format=order.options.source_format)
     cleanup.callback(source.close)
     if source.unseen_processes:
         advice = "; run as root to be sure that nobody writes to it" if os.geteuid() else ""

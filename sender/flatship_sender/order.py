@@ -17,6 +17,7 @@ from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.progress import TransferProgress
 from flatship_sender.receivers import Receiver
 from flatship_sender.sharing import Precedence
+from flatship_sender.sources.containers import ImageFormat
 from flatship_service.keys import Identity
 
 DEFAULT_CONNECTIONS: Final = 4
@@ -57,7 +58,8 @@ class SendOptions:
     known of pages may take, of all disks. ``until_downtime`` is how many seconds the final pass may
     take: live passes are made until it does; None for a single one. ``congestion_control``
     is TCP's, None for the file's. ``precedence`` is how the disks share the link. ``in_doubt``
-    is set where an earlier run may have published the very same disks.
+    is set where an earlier run may have published the very same disks. ``source_format`` is what
+    the sources are; None to recognise it.
     """
 
     connections: int
@@ -74,6 +76,7 @@ class SendOptions:
     congestion_control: str | None = None
     precedence: Precedence = Precedence.FAIR
     in_doubt: bool = False
+    source_format: ImageFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,7 @@ def _order(task: Task) -> Order:
             until_downtime=spec.until_downtime,
             congestion_control=spec.congestion_control,
             precedence=spec.order,
+            source_format=spec.source_format,
             in_doubt=task.in_doubt,
         ),
         f"flatship-sender resume {task.job}",

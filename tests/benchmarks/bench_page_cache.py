@@ -32,7 +32,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatship_sender.sources.raw import open_source
+from flatship_sender.sources.raw import open_raw
 
 MIB = 1 << 20
 UNIT = MIB  # bytes a read, as the sender's chunks are
@@ -81,7 +81,7 @@ def dontcache(path: str) -> Iterator[Read]:
 
 @contextmanager
 def flatship(path: str) -> Iterator[Read]:
-    source = open_source(path, live=True)
+    source = open_raw(path, live=True)
     try:
         yield source.read_into
     finally:

@@ -6,6 +6,7 @@ from fuzz import (
     file_targets,
     handshake_targets,
     history_targets,
+    image_targets,
     journal_targets,
     message_targets,
     payload_targets,
@@ -27,6 +28,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     *text_targets.TARGETS,
     *journal_targets.TARGETS,
     *file_targets.TARGETS,
+    *image_targets.TARGETS,
 )
 
 BY_NAME: Final = {target.name: target for target in TARGETS}

@@ -65,6 +65,7 @@ KNOWN_FOLDERS = (
     "/mnt/",
     "/opt/flatship",
     "/proc",
+    "/run/flatship",
     "/srv",
     "/sys",
     "/usr/lib/PACKAGE",

@@ -28,7 +28,7 @@ from flatship_sender.sources.page_cache import (
     UncachedReader,
     choose_reader,
 )
-from flatship_sender.sources.raw import SourcePermissionError, open_source
+from flatship_sender.sources.raw import SourcePermissionError, open_raw
 
 MIB = 1 << 20
 NOBODY = 65534
@@ -76,14 +76,14 @@ def as_nobody() -> Iterator[None]:
 
 def refused(path: Path | str, reason: str) -> None:
     with pytest.raises(SourceUnsuitable, match=reason) as caught:
-        open_source(str(path), live=False)
+        open_raw(str(path), live=False)
     assert str(path) in str(caught.value)
 
 
 def test_missing_source_is_missing(tmp_path: Path) -> None:
     for path in (tmp_path / "none", Path("/dev/null/none"), Path("/dev/none")):
         with pytest.raises(SourceMissing, match="check its name"):
-            open_source(str(path), live=False)
+            open_raw(str(path), live=False)
 
 
 def test_what_is_no_disk_by_kind_is_refused(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_largest_disk_is_described_without_being_read(shm: Path) -> None:
     with path.open("r+b") as file:
         file.seek(8 << 40)
         file.write(b"x" * 4096)
-    source = open_source(str(path), live=False)
+    source = open_raw(str(path), live=False)
     assert list(source.extents(0, MAX_DISK_SIZE)) == [
         Extent(0, 8 << 40, ExtentKind.HOLE),
         Extent(8 << 40, 4096, ExtentKind.DATA),
@@ -127,22 +127,20 @@ def test_largest_disk_is_described_without_being_read(shm: Path) -> None:
 def test_containers_that_qemu_img_makes_are_refused_by_name(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "disk.img"
     run("qemu-img", "create", "-q", "-f", kind, str(path), "8M")
-    size = path.stat().st_size
-    os.truncate(path, size + -size % 512)
     name = {"qcow2": "qcow2", "vpc": "VHD"}.get(kind, kind.upper())
-    refused(path, f"is a {name} image, not a raw disk; .*qemu-img convert -O raw")
+    refused(path, f"begins like a {name} image.*say what it is: --source-format raw")
 
 
 def test_fixed_vhd_is_known_by_its_footer(tmp_path: Path) -> None:
     path = tmp_path / "disk.vhd"
     run("qemu-img", "create", "-q", "-f", "vpc", "-o", "subformat=fixed", str(path), "8M")
-    refused(path, "is a VHD image")
+    refused(path, "begins like a VHD image")
 
 
 def test_text_descriptor_of_a_vmdk_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "disk.vmdk"
     path.write_bytes(b"# Disk DescriptorFile\n".ljust(512))
-    refused(path, "is a VMDK image")
+    refused(path, "begins like a VMDK image")
 
 
 def test_container_on_a_block_device_is_refused(tmp_path: Path, attach: Callable[..., str]) -> None:
@@ -150,8 +148,17 @@ def test_container_on_a_block_device_is_refused(tmp_path: Path, attach: Callable
     run("qemu-img", "create", "-q", "-f", "qcow2", str(path), "8M")
     device = attach(path)
     before = os.listdir("/proc/self/fd")
-    refused(device, "is a qcow2 image")
+    refused(device, "begins like a qcow2 image.* or --source-format qcow2")
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_disk_that_begins_like_an_image_is_raw_if_its_operator_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(b"QFI\xfb".ljust(MIB, b"x"))
+    with closing(open_raw(str(path), live=False, whatever_it_holds=True)) as source:
+        first = bytearray(512)
+        source.read_into(memoryview(first), 0)
+    assert first.startswith(b"QFI\xfbx")
 
 
 def test_device_with_4096_byte_sectors_is_refused(disk: Path, attach: Callable[..., str]) -> None:
@@ -161,7 +168,7 @@ def test_device_with_4096_byte_sectors_is_refused(disk: Path, attach: Callable[.
 def test_source_of_another_user_says_what_to_do(disk: Path) -> None:
     disk.chmod(0)
     with as_nobody(), pytest.raises(SourcePermissionError, match="run as root") as caught:
-        open_source(str(disk), live=True)
+        open_raw(str(disk), live=True)
     assert isinstance(caught.value, SourceError)
 
 
@@ -170,13 +177,13 @@ def test_unprivileged_caller_learns_how_many_processes_were_not_seen(shm: Path) 
     path = shm / "disk.raw"
     path.write_bytes(b"x" * 4096)
     with as_nobody():
-        source = open_source(str(path), live=False)
+        source = open_raw(str(path), live=False)
     assert source.unseen_processes > 0
     source.close()
 
 
 def test_source_is_opened_for_reading_only(disk: Path) -> None:
-    source = open_source(str(disk), live=False)
+    source = open_raw(str(disk), live=False)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.pwrite(source._fd, b"x", 0)
     source.close()
@@ -192,12 +199,12 @@ def test_refused_source_leaves_no_descriptor_open(disk: Path) -> None:
 def test_closed_source_leaves_no_descriptor_open(disk: Path, attach: Callable[..., str]) -> None:
     device = attach(disk)
     before = os.listdir("/proc/self/fd")
-    open_source(device, live=False).close()
+    open_raw(device, live=False).close()
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_shrunk_file_is_an_error_where_it_ends_and_not_a_hole(disk: Path) -> None:
-    source = open_source(str(disk), live=True)
+    source = open_raw(str(disk), live=True)
     os.truncate(disk, MIB)
     with pytest.raises(SourceReadError, match=f"ended at byte {2 * MIB}.* shrank"):
         list(source.extents(2 * MIB, MIB))
@@ -211,7 +218,7 @@ def test_file_system_without_holes_is_all_data(disk: Path, monkeypatch: pytest.M
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(os, "lseek", lseek)
-    source = open_source(str(disk), live=False)
+    source = open_raw(str(disk), live=False)
     assert list(source.extents(0, source.size)) == [Extent(0, 4 * MIB, ExtentKind.DATA)]
     source.close()
 
@@ -223,7 +230,7 @@ def test_short_reads_are_continued(disk: Path) -> None:
 
         def close(self) -> None: ...
 
-    source = open_source(str(disk), live=False)
+    source = open_raw(str(disk), live=False)
     fd = source._fd
     source._reader = Halting()
     buffer = bytearray(64 * 1024)
@@ -233,7 +240,7 @@ def test_short_reads_are_continued(disk: Path) -> None:
 
 
 def test_writer_that_came_and_went_is_noticed_by_the_files_times(disk: Path) -> None:
-    source = open_source(str(disk), live=False)
+    source = open_raw(str(disk), live=False)
     source.still_quiet()
     with disk.open("r+b") as file:
         file.write(b"changed")
@@ -246,7 +253,7 @@ def test_writer_that_came_and_went_is_noticed_by_the_devices_count(
     disk: Path, attach: Callable[..., str]
 ) -> None:
     device = attach(disk)
-    source = open_source(device, live=False)
+    source = open_raw(device, live=False)
     source.still_quiet()
     fd = os.open(device, os.O_WRONLY | os.O_SYNC)
     os.pwrite(fd, b"changed", MIB)
@@ -264,7 +271,7 @@ def test_pages_dirtied_before_the_start_are_no_writer(
     fd = os.open(device, os.O_WRONLY)
     os.pwrite(fd, b"earlier", MIB)
     os.close(fd)
-    source = open_source(device, live=False)
+    source = open_raw(device, live=False)
     os.fsync(keeper)
     source.still_quiet()
     buffer = bytearray(512)
@@ -277,7 +284,7 @@ def test_pages_dirtied_before_the_start_are_no_writer(
 def test_source_that_was_renamed_cannot_be_called_quiet(tmp_path: Path) -> None:
     path = tmp_path / "disk.raw"
     path.write_bytes(bytes(4096))
-    with closing(open_source(str(path), live=False)) as source:
+    with closing(open_raw(str(path), live=False)) as source:
         path.rename(tmp_path / "other.raw")
         with pytest.raises(SourceReadError, match="cannot be looked at any more"):
             source.still_quiet()
@@ -285,16 +292,16 @@ def test_source_that_was_renamed_cannot_be_called_quiet(tmp_path: Path) -> None:
 
 def test_live_source_is_always_quiet_enough(disk: Path, attach: Callable[..., str]) -> None:
     device = attach(disk)
-    refused_when_quiet = open_source(str(disk), live=True)  # attached to a writable device
+    refused_when_quiet = open_raw(str(disk), live=True)  # attached to a writable device
     refused_when_quiet.still_quiet()
     refused_when_quiet.close()
     with pytest.raises(SourceBusy, match=f"attached to {device}.*losetup -d {device} or .*--live"):
-        open_source(str(disk), live=False)
+        open_raw(str(disk), live=False)
 
 
 def test_quiet_device_is_claimed_until_it_is_closed(disk: Path, attach: Callable[..., str]) -> None:
     device = attach(disk)
-    source = open_source(device, live=False)
+    source = open_raw(device, live=False)
     with pytest.raises(OSError, match="busy"):
         os.open(device, os.O_RDONLY | os.O_EXCL)
     source.close()
@@ -303,7 +310,7 @@ def test_quiet_device_is_claimed_until_it_is_closed(disk: Path, attach: Callable
 
 def test_live_device_is_not_claimed(disk: Path, attach: Callable[..., str]) -> None:
     device = attach(disk)
-    source = open_source(device, live=True)
+    source = open_raw(device, live=True)
     os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
     source.close()
 
@@ -322,7 +329,7 @@ def test_device_mounted_read_only_can_be_read(file_system: str, tmp_path: Path) 
     point.mkdir()
     run("mount", "-o", "ro,noload", file_system, str(point))
     try:
-        open_source(file_system, live=False).close()
+        open_raw(file_system, live=False).close()
     finally:
         run("umount", str(point))
 
@@ -335,8 +342,8 @@ def test_mounted_device_is_busy_and_the_mount_point_is_named(
     run("mount", file_system, str(point))
     try:
         with pytest.raises(SourceBusy, match=f"is mounted at {point}; unmount {point} or pass"):
-            open_source(file_system, live=False)
-        open_source(file_system, live=True).close()
+            open_raw(file_system, live=False)
+        open_raw(file_system, live=True).close()
     finally:
         run("umount", str(point))
 
@@ -349,21 +356,21 @@ def test_file_system_that_is_mounted_out_of_sight_is_busy(file_system: str, tmp_
     try:
         run("umount", "--lazy", str(point))
         with pytest.raises(SourceBusy, match="claimed by something that /proc and /sys do not"):
-            open_source(file_system, live=False)
+            open_raw(file_system, live=False)
     finally:
         os.close(inside)
 
 
 def test_identity_depends_on_where_and_how_large_and_not_on_content(disk: Path) -> None:
     def identity() -> bytes:
-        source = open_source(str(disk), live=False)
+        source = open_raw(str(disk), live=False)
         source.close()
         return source.identity
 
     before = identity()
     link = disk.with_name("link")
     link.symlink_to(disk)
-    through_link = open_source(str(link), live=False)
+    through_link = open_raw(str(link), live=False)
     assert through_link.identity == before
     through_link.close()
     disk.write_bytes(b"y" * disk.stat().st_size)
@@ -400,7 +407,7 @@ def cached_pages(path: Path | str) -> int:
 
 
 def read_all(source_path: str) -> None:
-    source = open_source(source_path, live=True)
+    source = open_raw(source_path, live=True)
     buffer = memoryview(mmap.mmap(-1, MIB))
     for offset in range(0, source.size, MIB):
         source.read_into(buffer, offset)
@@ -468,4 +475,4 @@ def test_broken_first_page_is_an_error_and_not_a_lack_of_support(
 
     monkeypatch.setattr(os, "preadv", preadv)
     with pytest.raises(SourceReadError, match="Input/output error"):
-        open_source(str(disk), live=True)
+        open_raw(str(disk), live=True)

@@ -5,18 +5,23 @@ from contextlib import closing
 import click
 import msgspec
 
+from flatship_sender.commands.options import source_format_option
 from flatship_sender.inspect import InspectionReport, describe, inspect
-from flatship_sender.sources.raw import open_source
+from flatship_sender.sources.containers import ImageFormat
+from flatship_sender.sources.opening import open_source
 
 
 @click.command(name="inspect", short_help="Show what disks hold, without sending them.")
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--exact", is_flag=True, help="Read everything instead of a sample.")
+@source_format_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a source.")
-def inspect_(sources: tuple[str, ...], exact: bool, as_json: bool) -> None:
+def inspect_(
+    sources: tuple[str, ...], exact: bool, source_format: ImageFormat | None, as_json: bool
+) -> None:
     """Show what each SOURCE holds and what sending it would take, without sending it."""
     for path in sources:
-        with closing(open_source(path, live=True)) as source:
+        with closing(open_source(path, live=True, source_format=source_format)) as source:
             found = inspect(source, exact=exact)
         if as_json:
             click.echo(msgspec.json.encode(InspectionReport.of(path, found)))

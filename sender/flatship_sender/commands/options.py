@@ -22,6 +22,7 @@ from flatship_sender.page_indexes import DEFAULT_LIMIT
 from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.queue.model import JobSpec
 from flatship_sender.sharing import Precedence
+from flatship_sender.sources.containers import READABLE, ImageFormat
 from flatship_service.cli import CONGESTION_CONTROL, DURATION, SIZE, Parsed
 from flatship_service.units import DURATION_EXPECTED, parse_duration, parse_rate
 
@@ -33,6 +34,7 @@ class Work(TypedDict):
 
     receiver: str
     vm: str
+    source_format: ImageFormat | None
     datastore: str
     provisioning: str
     format: str
@@ -112,16 +114,32 @@ def _precedence(_context: click.Context, _parameter: click.Parameter, value: str
     return Precedence(value)
 
 
+def _source_format(
+    _context: click.Context, _parameter: click.Parameter, value: str
+) -> ImageFormat | None:
+    return None if value == "auto" else ImageFormat(value)
+
+
+source_format_option = click.option(
+    "--source-format",
+    type=click.Choice(["auto", *(each.value for each in READABLE)]),
+    default="auto",
+    show_default=True,
+    callback=_source_format,
+    help="What each SOURCE is: a raw disk, or a disk image; auto recognises it.",
+)
+
 ADDRESS: Final = Parsed("host:port", parse_endpoint)
 _DOWNTIME: Final = Parsed("duration", _downtime)
-_LIMIT: Final = Parsed("rate", _limit)
-_COMPRESSION: Final = Parsed("auto|off|level", _compression)
+LIMIT: Final = Parsed("rate", _limit)
+COMPRESSION: Final = Parsed("auto|off|level", _compression)
 
 _OPTIONS: Final = (
     click.option(
         "--to", "receiver", metavar="NAME", required=True, help="The receiver, by its name."
     ),
     click.option("--vm", metavar="VM", required=True, help="The virtual machine's name there."),
+    source_format_option,
     click.option(
         "--datastore", metavar="D", default="", help="Which datastore; its first if absent."
     ),
@@ -171,9 +189,9 @@ _OPTIONS: Final = (
         help="How disks share the link: all alike, or earlier SOURCEs before later ones.",
     ),
     click.option(
-        "--limit", type=_LIMIT, help="Bytes a second on the wire, such as 20MB or 100Mbit."
+        "--limit", type=LIMIT, help="Bytes a second on the wire, such as 20MB or 100Mbit."
     ),
-    click.option("--disk-limit", type=_LIMIT, help="Likewise, for each SOURCE."),
+    click.option("--disk-limit", type=LIMIT, help="Likewise, for each SOURCE."),
     click.option(
         "--connections",
         metavar="N",
@@ -184,7 +202,7 @@ _OPTIONS: Final = (
     ),
     click.option(
         "--compression",
-        type=_COMPRESSION,
+        type=COMPRESSION,
         default="auto",
         show_default=True,
         help=f"auto follows the link; or a zstd level, {MIN_LEVEL} to {MAX_LEVEL}.",

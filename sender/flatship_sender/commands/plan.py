@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from flatship_protocol.messages import Adapter, DiskFormat
-from flatship_sender.commands.options import COMPRESSION, LIMIT
+from flatship_sender.commands.options import COMPRESSION, LIMIT, source_format_option
 from flatship_sender.compression import MAX_LEVEL, MIN_LEVEL, Policy
 from flatship_sender.order import (
     DEFAULT_CONNECTIONS,
@@ -19,7 +19,8 @@ from flatship_sender.order import (
     distinct,
 )
 from flatship_sender.receivers import Receivers
-from flatship_sender.sources.raw import open_source
+from flatship_sender.sources.containers import ImageFormat
+from flatship_sender.sources.opening import open_source
 from flatship_service.cli import config_option, state_option
 from flatship_service.keys import load_or_create_identity
 from flatship_service.paths import state_folder
@@ -32,6 +33,7 @@ HARDWARE_VERSION = 14
 @click.argument("sources", metavar="SOURCE...", nargs=-1)
 @click.option("--to", "receiver", metavar="NAME", required=True, help="The receiver, by its name.")
 @click.option("--vm", metavar="VM", default=UNNAMED, help="The virtual machine's name there.")
+@source_format_option
 @click.option("--datastore", metavar="D", default="", help="Which datastore; its first if absent.")
 @click.option(
     "--provisioning",
@@ -77,6 +79,7 @@ def plan(
     sources: tuple[str, ...],
     receiver: str,
     vm: str,
+    source_format: ImageFormat | None,
     datastore: str,
     provisioning: str,
     limit: int | None,
@@ -127,7 +130,7 @@ def plan(
     with ExitStack() as cleanup:
         opened = []
         for path in distinct(sources):
-            opened.append(open_source(path, live=True))
+            opened.append(open_source(path, live=True, source_format=source_format))
             cleanup.callback(opened[-1].close)
         answer = make_plan(order, opened, rate)
     click.echo(msgspec.json.encode(answer) if as_json else describe(answer))

@@ -76,7 +76,7 @@ def send(
     socket: Path | None,
     **work: Unpack[Work],
 ) -> int:
-    """Send each SOURCE, a raw file or a block device; publish it as a VMDK once it is proven."""
+    """Send each SOURCE, a raw disk or a disk image; publish it as a VMDK once it is proven."""
     check_work(work)
     display = choose_display(sys.stderr, json=as_json, quiet=quiet)
     own = alone or dry_run or http is not None or config is not None
@@ -114,6 +114,7 @@ def send(
             until_downtime=work["until_downtime"],
             congestion_control=work["congestion_control"],
             precedence=work["order"],
+            source_format=work["source_format"],
         ),
         _command_line(),
         config,

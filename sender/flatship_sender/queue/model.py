@@ -19,6 +19,7 @@ from flatship_sender.page_indexes import DEFAULT_LIMIT
 from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.results import SendResult
 from flatship_sender.sharing import Precedence
+from flatship_sender.sources.containers import ImageFormat
 
 MAX_PATH: Final = 4096  # bytes that Linux takes; characters here
 MAX_KEY: Final = 200
@@ -72,6 +73,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     ``sources`` are absolute paths on the daemon's host. Rates are in bytes a second on the
     wire, ``until_downtime`` and ``patience`` in seconds, ``index_limit`` in bytes.
+    ``source_format`` is what the sources are; null to recognise it.
 
     Raises:
         ValueError: The parts do not fit together, or one cannot be a path or a name.
@@ -80,6 +82,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     sources: Annotated[list[Path], msgspec.Meta(min_length=1, max_length=MAX_DISKS)]
     receiver: ReceiverName
     vm: Name
+    source_format: ImageFormat | None = None
     datastore: Datastore = ""
     format: Literal["vmfs", "monolithicFlat", "twoGbMaxExtentFlat"] = "vmfs"
     provisioning: Literal["thin", "thick", "eager"] = "thin"

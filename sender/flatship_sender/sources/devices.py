@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,12 @@ def device_size(fd: int) -> int:
     """Bytes of the block device that ``fd`` is open on."""
     answer = fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8))
     return int(struct.unpack("=Q", answer)[0])
+
+
+def size_of(fd: int) -> int:
+    """Bytes of the regular file or block device that ``fd`` is open on."""
+    status = os.fstat(fd)
+    return device_size(fd) if stat.S_ISBLK(status.st_mode) else status.st_size
 
 
 def logical_sector_size(fd: int) -> int:

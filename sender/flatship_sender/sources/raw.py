@@ -4,7 +4,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from blake3 import blake3
@@ -19,14 +18,14 @@ from flatship_protocol.errors import (
 )
 from flatship_protocol.extents import Extent, ExtentKind
 from flatship_sender.holders import Survey, find_holders
-from flatship_sender.sources.containers import HEAD_SIZE, TAIL_SIZE, container_format
+from flatship_sender.sources.containers import READABLE, container_of
 from flatship_sender.sources.devices import (
-    bytes_written,
-    device_size,
     lasting_name,
     logical_sector_size,
+    size_of,
 )
 from flatship_sender.sources.page_cache import Reader, choose_reader
+from flatship_sender.sources.quiet import QuietWatch, refuse_writers
 
 _IDENTITY_CONTEXT: Final = "flatship/1 source identity"
 _FOREIGN_KINDS: Final = (
@@ -43,21 +42,14 @@ class SourcePermissionError(SourceError):
     exit_code = 12
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    """What moves when somebody writes; equal marks mean that nobody has."""
-
-    size: int  # bytes
-    modified: int  # ns since the epoch; of a file
-    written: int | None  # bytes; of a device
-
-
-def open_source(path: str, *, live: bool) -> "RawSource":
+def open_raw(path: str, *, live: bool, whatever_it_holds: bool = False) -> "RawSource":
     """Open a raw disk read-only and make sure that it can be shipped as it is.
 
     Args:
         path: A regular file or a block device, as the operator names it.
         live: Read it although somebody may write to it meanwhile.
+        whatever_it_holds: The operator says that it is a raw disk, even if it
+            begins like an image.
 
     Raises:
         SourceMissing: Nothing has this name.
@@ -80,14 +72,16 @@ def open_source(path: str, *, live: bool) -> "RawSource":
                     f"source {path} is {kind}; name a raw disk file or a block device"
                 )
         survey = Survey((), 0) if live else find_holders(path)
-        _refuse_writers(path, survey)
+        refuse_writers(f"source {path}", survey)
         if stat.S_ISBLK(mode) and not live:
             fd = _open_claimed(path, survey)
         else:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise _open_error(path, error) from error
+        raise open_error(path, error) from error
     try:
+        if not whatever_it_holds:
+            _refuse_container(path, fd)
         return RawSource(path, fd, live=live, unseen_processes=survey.unseen_processes)
     except OSError as error:
         os.close(fd)
@@ -98,7 +92,10 @@ def open_source(path: str, *, live: bool) -> "RawSource":
 
 
 class RawSource:
-    """A ``BlockSource`` over one open file or block device; made by ``open_source``."""
+    """A ``BlockSource`` over one open file or block device; made by ``open_raw``.
+
+    ``fd`` becomes its own, unless it cannot be made.
+    """
 
     def __init__(self, path: str, fd: int, *, live: bool, unseen_processes: int) -> None:
         status = os.fstat(fd)
@@ -107,21 +104,14 @@ class RawSource:
         """Processes whose open files this user may not see: they may be writing."""
         self._live = live
         self._rdev = status.st_rdev if stat.S_ISBLK(status.st_mode) else None
-        self.size = status.st_size if self._rdev is None else device_size(fd)
+        self.size = size_of(fd)
         self.block_size = SECTOR_SIZE if self._rdev is None else logical_sector_size(fd)
         self._fd = fd
         self._check_shape()
         self.identity = self._identify()
         self._has_hints = self._rdev is None and _knows_holes(fd)
-        if self._rdev is not None:
-            os.fsync(fd)  # pages dirtied before this moment must not move the mark later
-        self._mark = self._take_mark()
+        self._watch = QuietWatch(f"source {path}", path, fd)
         self._reader: Reader = choose_reader(fd)
-        try:
-            self._check_content()
-        except BaseException:
-            self._reader.close()
-            raise
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Runs of data and holes, as the file system reports them; devices are all data."""
@@ -154,36 +144,19 @@ class RawSource:
             done += count
 
     def still_quiet(self) -> None:
-        """Check that nobody has written, and nobody could; nothing to check when live.
-
-        Beside looking for writers again, this compares the file's size and time of
-        modification, or the device's count of written sectors, with those at
-        the start: that shows a writer who came and went. A device whose kernel
-        does not count shows none.
-        """
-        if self._live:
-            return
-        try:
-            _refuse_writers(self.name, find_holders(self.name))
-            mark = self._take_mark()
-        except OSError as error:
-            raise SourceReadError(
-                f"source {self.name} cannot be looked at any more: {error.strerror};"
-                " it may have been written to since it was renamed or removed, send it again"
-            ) from error
-        if mark != self._mark:
-            raise SourceBusy(
-                f"source {self.name} was written to while it was read; "
-                "make sure that it is not in use and send it again, or pass --live"
-            )
+        """Check that nobody has written, and nobody could; nothing to check when live."""
+        if not self._live:
+            self._watch.check()
 
     def close(self) -> None:
         """Release the file or device, and the claim on it. Idempotent."""
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
-        self._reader.close()
-        os.close(fd)
+        try:
+            self._reader.close()
+        finally:
+            os.close(fd)
 
     def _check_shape(self) -> None:
         refused = None
@@ -195,7 +168,6 @@ class RawSource:
         elif self.size == 0:
             refused = "is empty: 0 bytes"
         elif self.size % SECTOR_SIZE:
-            self._refuse_container(os.pread(self._fd, HEAD_SIZE, 0), b"")
             refused = (
                 f"has {self.size} bytes, which is not a multiple of {SECTOR_SIZE}: "
                 "it is cut short, or no raw disk"
@@ -204,20 +176,6 @@ class RawSource:
             refused = f"has {self.size} bytes; a virtual disk has at most {MAX_DISK_SIZE} (62 TiB)"
         if refused:
             raise SourceUnsuitable(f"source {self.name} {refused}")
-
-    def _check_content(self) -> None:
-        head, tail = bytearray(HEAD_SIZE), bytearray(TAIL_SIZE)
-        self.read_into(memoryview(head), 0)
-        self.read_into(memoryview(tail), self.size - TAIL_SIZE)
-        self._refuse_container(head, tail)
-
-    def _refuse_container(self, head: bytes | bytearray, tail: bytes | bytearray) -> None:
-        found = container_format(head, tail)
-        if found:
-            raise SourceUnsuitable(
-                f"source {self.name} is a {found} image, not a raw disk; "
-                "convert it first with qemu-img convert -O raw"
-            )
 
     def _identify(self) -> bytes:
         # Of the host, not of the world: the receiver tells hosts apart by their keys.
@@ -228,12 +186,6 @@ class RawSource:
         )
         digest = blake3(derive_key_context=_IDENTITY_CONTEXT)
         return digest.update(self.size.to_bytes(8) + os.fsencode(where)).digest()
-
-    def _take_mark(self) -> _Mark:
-        if self._rdev is None:
-            status = os.fstat(self._fd)
-            return _Mark(status.st_size, status.st_mtime_ns, None)
-        return _Mark(device_size(self._fd), 0, bytes_written(self._rdev))
 
     def _hinted_extents(self, position: int, end: int) -> Iterator[Extent]:
         while position < end:
@@ -265,9 +217,14 @@ class RawSource:
         )
 
 
-def _refuse_writers(path: str, survey: Survey) -> None:
-    for writer in survey.writers:
-        raise SourceBusy(f"source {path} {writer.does}; {writer.remedy} or pass --live")
+def _refuse_container(path: str, fd: int) -> None:
+    found = container_of(fd)
+    if found is not None:
+        other = f" or --source-format {found.value}" if found in READABLE else ""
+        raise SourceUnsuitable(
+            f"source {path} begins like a {found.label} image, and may be a raw disk whose guest"
+            f" wrote that; say what it is: --source-format raw{other}"
+        )
 
 
 def _open_claimed(path: str, survey: Survey) -> int:
@@ -286,7 +243,8 @@ def _open_claimed(path: str, survey: Survey) -> int:
     return os.open(path, flags)
 
 
-def _open_error(path: str, error: OSError) -> SourceError:
+def open_error(path: str, error: OSError) -> SourceError:
+    """Why the source cannot be opened, for its operator."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM):
         return SourceMissing(f"source {path} does not exist: {error.strerror}; check its name")
     if error.errno in (errno.EACCES, errno.EPERM):
