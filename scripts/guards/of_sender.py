@@ -1,6 +1,17 @@
 """Guards of the sender."""
 
-from guard import CONTROL, DELTAS, PACING, RESUME, SCHEDULE, SENDER, THROTTLE, TRANSFERS, Guard
+from guard import (
+    CONTROL,
+    DELTAS,
+    IMAGES,
+    PACING,
+    RESUME,
+    SCHEDULE,
+    SENDER,
+    THROTTLE,
+    TRANSFERS,
+    Guard,
+)
 
 GUARDS = (
     Guard(
@@ -337,5 +348,61 @@ GUARDS = (
         "            self._errors.labels(code.name.lower())\n",
         "",
         ("tests/unit/test_sender_metrics.py",),
+    ),
+    Guard(
+        "an encrypted image is refused",
+        f"{SENDER}/sources/image_chain.py",
+        "        if header.encrypted:\n",
+        "        if False:\n",
+        (IMAGES,),
+    ),
+    Guard(
+        "a header that a guest may have written gets no file of the host",
+        f"{SENDER}/sources/image_chain.py",
+        '        if not self._trusted:\n            raise self._names_others(f"backing',
+        '        if False:\n            raise self._names_others(f"backing',
+        (IMAGES,),
+    ),
+    Guard(
+        "the lock of an image stays on while it is read",
+        f"{SENDER}/sources/image_chain.py",
+        '                "locking": "on",\n',
+        '                "locking": "off",\n',
+        (IMAGES,),
+    ),
+    Guard(
+        "an image that is damaged is refused",
+        f"{SENDER}/sources/image.py",
+        "            check_images(path, chain, live=live)",
+        "            pass",
+        (IMAGES,),
+    ),
+    Guard(
+        "what is read of an image that was cut short meanwhile is not taken for zeros",
+        f"{SENDER}/sources/image.py",
+        "            self._refuse_shrunk(length, offset)\n",
+        "            pass\n",
+        ("tests/conformance/test_sources.py",),
+    ),
+    Guard(
+        "nobody can write through an export",
+        f"{SENDER}/sources/image_export.py",
+        '            "writable": False,\n',
+        '            "writable": True,\n',
+        (IMAGES,),
+    ),
+    Guard(
+        "the daemon that reads an image ends with the sender",
+        f"{SENDER}/sources/image_export.py",
+        'command = ["setpriv", "--pdeathsig", "TERM", "--", program, *arguments]',
+        "command = [program, *arguments]",
+        (IMAGES,),
+    ),
+    Guard(
+        "what a crash left of an export is released",
+        f"{SENDER}/sources/export_folders.py",
+        "        _end_daemon(path)\n        _clear(path)\n",
+        "        pass\n",
+        (IMAGES,),
     ),
 )

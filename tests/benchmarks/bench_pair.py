@@ -12,7 +12,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import disk, profile_cpu, report
@@ -78,6 +78,19 @@ def viewers(rounds: int) -> list[str]:
             )
             for name, whom in watchers.items()
         ]
+        return _compared(entries, place, rounds)
+
+
+def images(rounds: int) -> list[str]:
+    """Disk images beside the raw disk that they hold: the data path alone, on tmpfs."""
+    with workplace(_MEMORY) as place:
+        guest = disk.copy_sparse(disk.guest_disk(), place.scratch / "guest.raw")
+        pair = FlatshipPair(place.scratch, serve_options=NO_PROOF)
+        entries = [Entry("raw", pair, guest)]
+        for kind in ("qcow2", "vmdk"):
+            image = place.scratch / f"guest.{kind}"
+            run(["qemu-img", "convert", "-f", "raw", "-O", kind, guest.path, image])
+            entries.append(Entry(kind, Image(pair, image), guest))
         return _compared(entries, place, rounds)
 
 
@@ -169,6 +182,7 @@ SCENARIOS: dict[str, tuple[Callable[[int], list[str]], int]] = {  # and how many
     "whole": (whole, 5),
     "sparse": (sparse, 3),
     "zeros": (zeros, 3),
+    "images": (images, 5),
     "journal": (journal, 7),
     "resume": (resume, 3),
     "distance": (distance, 3),
@@ -193,6 +207,23 @@ class ReadOnly:
         self.command = shown(dd)
         finished = run(dd)
         return Run(finished.seconds, finished.usage, Usage(0.0, 0)), None
+
+
+@dataclass(slots=True)
+class Image:
+    """Sends an image of the disk in its place."""
+
+    pair: FlatshipPair
+    image: Path
+    command: str = ""
+
+    def transfer(
+        self, disk: Disk, folder: Path, at_start: Callable[[], None]
+    ) -> tuple[Run, Path | None]:
+        """See ``Contestant``."""
+        done = self.pair.transfer(replace(disk, path=self.image), folder, at_start)
+        self.command = self.pair.command
+        return done
 
 
 @contextlib.contextmanager
