@@ -10,7 +10,7 @@ TEST_ARGS := --numprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test deb guards crash soak fuzz api faults bench bench-slow lint lock clean
+.PHONY: help demo check test lab deb guards crash soak fuzz api faults bench bench-slow lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -24,8 +24,12 @@ check: lint ## formatting, lint, types, import rules, unit and conformance tests
 	@$(PYTHON) -m pytest -q tests/unit tests/conformance
 
 test: lint ## check, and every other test: simulation, fuzzing, real processes
-	@scripts/debian-packages test browser packages
+	@scripts/debian-packages test browser packages lab
 	@$(PYTHON) -m pytest $(TEST_ARGS)
+
+lab: $(VENV_READY) ## only the tests with real logical volumes, inside a guest; needs root
+	@scripts/debian-packages lab
+	@$(PYTHON) -m pytest tests/lab
 
 deb: $(VENV_READY) ## the Debian packages of both ends, into dist
 	@scripts/debian-packages packages

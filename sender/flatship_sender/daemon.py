@@ -331,6 +331,8 @@ def _open(path: str, order: Order, cleanup: ExitStack) -> BlockSource:
             f"warning: {path}: processes that could not be looked at for having it open:"
             f" {source.unseen_processes}{advice}"
         )
+    for remark in source.remarks:
+        tell(f"warning: {path}: {remark}")
     return source
 
 

@@ -5,14 +5,14 @@ from contextlib import closing
 import click
 import msgspec
 
-from flatship_sender.commands.options import source_format_option
+from flatship_sender.commands.options import source_format_option, sources_argument
 from flatship_sender.inspect import InspectionReport, describe, inspect
 from flatship_sender.sources.containers import ImageFormat
 from flatship_sender.sources.opening import open_source
 
 
 @click.command(name="inspect", short_help="Show what disks hold, without sending them.")
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@sources_argument()
 @click.option("--exact", is_flag=True, help="Read everything instead of a sample.")
 @source_format_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a source.")

@@ -23,6 +23,7 @@ from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.queue.model import JobSpec
 from flatship_sender.sharing import Precedence
 from flatship_sender.sources.containers import READABLE, ImageFormat
+from flatship_sender.sources.lvm.names import expand
 from flatship_service.cli import CONGESTION_CONTROL, DURATION, SIZE, Parsed
 from flatship_service.units import DURATION_EXPECTED, parse_duration, parse_rate
 
@@ -112,6 +113,19 @@ def _number(_context: click.Context, _parameter: click.Parameter, value: str) ->
 
 def _precedence(_context: click.Context, _parameter: click.Parameter, value: str) -> Precedence:
     return Precedence(value)
+
+
+def _sources(
+    _context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    return tuple(expand(value))
+
+
+def sources_argument(*, required: bool = True) -> Callable[[F], F]:
+    """Add ``SOURCE...``: paths, in the place of names of LVM volumes, too."""
+    return click.argument(
+        "sources", metavar="SOURCE...", nargs=-1, required=required, callback=_sources
+    )
 
 
 def _source_format(

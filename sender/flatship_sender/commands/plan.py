@@ -7,7 +7,12 @@ import click
 import msgspec
 
 from flatship_protocol.messages import Adapter, DiskFormat
-from flatship_sender.commands.options import COMPRESSION, LIMIT, source_format_option
+from flatship_sender.commands.options import (
+    COMPRESSION,
+    LIMIT,
+    source_format_option,
+    sources_argument,
+)
 from flatship_sender.compression import MAX_LEVEL, MIN_LEVEL, Policy
 from flatship_sender.order import (
     DEFAULT_CONNECTIONS,
@@ -30,7 +35,7 @@ HARDWARE_VERSION = 14
 
 
 @click.command(short_help="Foresee what sending disks will take.")
-@click.argument("sources", metavar="SOURCE...", nargs=-1)
+@sources_argument(required=False)
 @click.option("--to", "receiver", metavar="NAME", required=True, help="The receiver, by its name.")
 @click.option("--vm", metavar="VM", default=UNNAMED, help="The virtual machine's name there.")
 @source_format_option

@@ -12,7 +12,14 @@ import msgspec
 
 from flatship_protocol.endpoint import Endpoint
 from flatship_sender.commands.daemon_options import daemon_at, socket_option
-from flatship_sender.commands.options import ADDRESS, Work, check_work, spec_of, work_options
+from flatship_sender.commands.options import (
+    ADDRESS,
+    Work,
+    check_work,
+    sources_argument,
+    spec_of,
+    work_options,
+)
 from flatship_sender.control.answers import Status
 from flatship_sender.control.client import Daemon
 from flatship_sender.control.faults import Refused
@@ -54,7 +61,7 @@ class JobFailed(OperatorError):
 
 
 @click.command(short_help="Send disks, prove them, publish them.")
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@sources_argument()
 @work_options
 @click.option("--dry-run", is_flag=True, help="Ask the receiver whether it would take the disks.")
 @click.option("--http", type=ADDRESS, help="Serve metrics here while it runs.")

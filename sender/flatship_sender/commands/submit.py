@@ -9,7 +9,13 @@ import msgspec
 
 from flatship_sender.commands.daemon_options import daemon_at, daemon_options
 from flatship_sender.commands.moment import parse_moment
-from flatship_sender.commands.options import Work, check_work, spec_of, work_options
+from flatship_sender.commands.options import (
+    Work,
+    check_work,
+    sources_argument,
+    spec_of,
+    work_options,
+)
 from flatship_sender.queue.model import MAX_KEY, MAX_PRIORITY, Job, Submission
 from flatship_service.cli import Parsed
 
@@ -22,7 +28,7 @@ class _Submitted(msgspec.Struct):
 
 
 @click.command(short_help="Give the daemon disks to send.")
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@sources_argument()
 @work_options
 @click.option(
     "--priority",

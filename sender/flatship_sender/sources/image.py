@@ -92,6 +92,8 @@ class ImageSource:
         self.name = path
         self.unseen_processes = unseen_processes
         """Processes whose open files this user may not see: they may be writing."""
+        self.remarks: tuple[str, ...] = ()
+        """What else the operator should know of it, in predicates."""
         self._chain = chain
         self._export = running
         self._live = live

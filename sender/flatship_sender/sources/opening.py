@@ -17,12 +17,13 @@ from flatship_sender.sources.containers import (
     format_of_name,
 )
 from flatship_sender.sources.image import ImageSource, open_image
+from flatship_sender.sources.lvm.thin import ThinSource, with_mapping
 from flatship_sender.sources.raw import RawSource, open_error, open_raw
 
 
 def open_source(
     path: str, *, live: bool, source_format: ImageFormat | None = None
-) -> RawSource | ImageSource:
+) -> RawSource | ThinSource | ImageSource:
     """Open a disk read-only, a raw one or an image, and make sure that it can be shipped.
 
     Args:
@@ -41,7 +42,7 @@ def open_source(
     """
     if source_format is None:
         if not _is_file(path):
-            return open_raw(path, live=live)
+            return _volume(path, live=live)
         content, named = _content(path), format_of_name(path)
         if content is None and named in (None, ImageFormat.RAW):
             return open_raw(path, live=live)
@@ -49,8 +50,18 @@ def open_source(
             raise SourceUnsuitable(_at_odds(path, named, content))
         return open_image(path, content, live=live, trusted=named is content)
     if source_format is ImageFormat.RAW:
-        return open_raw(path, live=live, whatever_it_holds=True)
+        return _volume(path, live=live, whatever_it_holds=True)
     return open_image(path, source_format, live=live)
+
+
+def _volume(path: str, *, live: bool, whatever_it_holds: bool = False) -> RawSource | ThinSource:
+    """A raw disk; of a thin volume it is known what is mapped."""
+    disk = open_raw(path, live=live, whatever_it_holds=whatever_it_holds)
+    try:
+        return with_mapping(disk)
+    except BaseException:
+        disk.close()
+        raise
 
 
 def _is_file(path: str) -> bool:

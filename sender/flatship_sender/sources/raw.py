@@ -102,6 +102,8 @@ class RawSource:
         self.name = path
         self.unseen_processes = unseen_processes
         """Processes whose open files this user may not see: they may be writing."""
+        self.remarks: tuple[str, ...] = ()
+        """What else the operator should know of it, in predicates."""
         self._live = live
         self._rdev = status.st_rdev if stat.S_ISBLK(status.st_mode) else None
         self.size = size_of(fd)

@@ -1,0 +1,1 @@
+"""What LVM and device-mapper know of a volume beyond its bytes."""
