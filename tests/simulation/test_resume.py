@@ -438,12 +438,12 @@ def test_a_medium_that_fails_costs_what_was_not_flushed_and_no_more(
     store = FaultyDatastore(13 * MIB if what == "space" else 1 << 30)
     store.volatile = what != "space"
     store.fail_write = 14 if what == "write" else 0
-    store.fail_flush = 3 if what == "flush" else 0
+    store.fail_flush = 2 if what == "flush" else 0
     hold, held = Journal.hold, []
 
     def full(journal: Journal, *arguments: object) -> None:
         held.append(arguments)
-        if what == "record" and len(held) == 3:
+        if what == "record" and len(held) == 2:
             raise JournalError("no space is left for the journal")
         hold(journal, *arguments)  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@ from collections import Counter
 from schedules import KINDS, draw
 from soak import soak
 
-SCHEDULES = 2_000
+SCHEDULES = 1_000
 
 
 def test_no_schedule_loses_or_spoils_anything_or_hangs() -> None:
