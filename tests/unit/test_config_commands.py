@@ -111,7 +111,10 @@ def test_several_files_are_told_of_at_once_also_where_one_is_no_toml(
     [
         ("jobs = 0", "FILE:1: jobs: expected int >= 1, got 0"),
         ("jobs = 1.5", "FILE:1: jobs: expected int, got float"),
-        ("socket = []", "FILE:1: socket: expected a string such as people write, got list"),
+        (
+            "congestion_control = []",
+            "FILE:1: congestion_control: expected a string such as people write, got list",
+        ),
         ("[[limits]]\nrate = 1", "FILE:1: limits: expected table, got array"),
         ("[limits]\nreceivers = 7", "FILE:2: limits.receivers: expected table, got int"),
         ('http = "127.0.0.1:1"', "FILE:1: http: expected table, got str"),
