@@ -1,15 +1,18 @@
 """How a transfer follows a link whose rate changes in steps. Pure.
 
 An oracle that knew the steps would have used the best fixed level in each of
-them. What a level does at a rate is taken from its transfer without a limit:
-the link's rate times what the level made of a byte, unless the level is
-slower than that. No fixed level can do better, so the bar is a strict one.
+them. What a level does at a rate is taken from its transfer without a limit: the
+link's rate times what the level made of these very bytes, unless the level is
+slower than that. A disk compresses here well and there badly, and which part meets the
+slow step is not the controller's choice. No fixed level can do better, so the bar is strict.
 """
 
+import bisect
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_PIECES = 1000  # that an oracle takes the data in
 _WINDOW = 1.0  # seconds over which a rate is taken
 _BUSY = 0.9  # of the link's rate: the link is what limits
 _STEADY = 0.3  # of its mean: how far the advance may stray where the CPU limits
@@ -37,15 +40,38 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """What a fixed level does without a limit."""
+    """What a fixed level does without a limit.
+
+    ``course`` is which part of the disks had been read when which part of the bytes had left, in
+    order, from (0, 0) to (1, 1): alike all along if it is not given.
+    """
 
     name: str
     advance: float  # bytes of data a second
     ratio: float  # bytes of data per byte on the wire
+    course: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
 
     def at(self, rate: float) -> float:
         """Bytes of data a second over a link of ``rate`` bits a second, at best."""
         return min(self.advance, rate / 8 * self.ratio)
+
+    def left(self, part: float) -> float:
+        """Which part of its bytes has left when that part of the disks was read."""
+        after = bisect.bisect_right(self.course, part, key=lambda point: point[0])
+        if after == len(self.course):
+            return 1.0
+        (read, left), (next_read, next_left) = self.course[after - 1 : after + 1]
+        return left + (next_left - left) * (part - read) / (next_read - read)
+
+
+def course(samples: Sequence[Sample]) -> tuple[tuple[float, float], ...]:
+    """The course of a transfer that was looked at, for ``Fixed``."""
+    read, wire = samples[-1].read, samples[-1].wire
+    points = [(0.0, 0.0)]
+    for sample in samples:
+        if sample.read / read > points[-1][0]:
+            points.append((sample.read / read, sample.wire / wire))
+    return (*points[:-1], (1.0, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +93,28 @@ def best_at(fixed: Sequence[Fixed], rate: float) -> Fixed:
 
 def oracle_seconds(data: float, steps: Sequence[Step], fixed: Sequence[Fixed]) -> float:
     """How long ``data`` bytes take with the best fixed level in each step."""
-    passed = 0.0
+    passed, done = 0.0, 0.0
     for step in steps[:-1]:
-        moved = best_at(fixed, step.rate).at(step.rate) * step.seconds
-        if data <= moved:
-            return passed + data / moved * step.seconds
-        data -= moved
+        reached = [_walk(one, data, done, step) for one in fixed]
+        done = max(part for part, _ in reached)
+        if done == 1:
+            return passed + min(seconds for part, seconds in reached if part == 1)
         passed += step.seconds
-    return passed + data / best_at(fixed, steps[-1].rate).at(steps[-1].rate)
+    endless = Step(steps[-1].rate, float("inf"))
+    return passed + min(_walk(one, data, done, endless)[1] for one in fixed)
+
+
+def _walk(fixed: Fixed, data: float, done: float, step: Step) -> tuple[float, float]:
+    """How far one level gets in a step: the part of the data, and after how many seconds."""
+    spent = 0.0
+    while done < 1:
+        following = min(1.0, done + 1 / _PIECES)
+        wire = (fixed.left(following) - fixed.left(done)) * data / fixed.ratio
+        seconds = max((following - done) * data / fixed.advance, wire * 8 / step.rate)
+        if spent + seconds > step.seconds:
+            return done + (following - done) * (step.seconds - spent) / seconds, step.seconds
+        done, spent = following, spent + seconds
+    return done, spent
 
 
 def settle(samples: Sequence[Sample], steps: Sequence[Step]) -> list[Settled]:

@@ -10,7 +10,7 @@ from benchmarks.flatship_pair import paired
 from benchmarks.packaged_guests import packaged_guests
 from benchmarks.plan import Plan, described, linked_workplace
 from benchmarks.processes import free_port
-from benchmarks.settling import Fixed, Step, best_at, oracle_seconds, settle
+from benchmarks.settling import Fixed, Step, best_at, course, oracle_seconds, settle
 from benchmarks.shaped_link import MBIT, ShapedLink
 from benchmarks.step_plot import plot
 from benchmarks.step_recorder import recording
@@ -72,8 +72,8 @@ def steps(plan: Plan) -> list[str]:
             "",
             f"Reached {len(found)} of {len(_STEPS)} steps. From the first disk's start to the last"
             f" one's end {took:.1f} s, an oracle {oracle:.1f} s: in each step it advances by the"
-            " best fixed level, at the link's rate times that level's ratio or at the speed it has"
-            " without a limit, whichever is less.",
+            " best fixed level, at the link's rate times what that level makes of the bytes that"
+            " are due then or at the speed it has without a limit, whichever is less.",
             "",
             "| fixed level, no limit | data, MB/s | ratio |",
             "|---|---|---|",
@@ -94,11 +94,13 @@ def _fixed(place: Workplace, link: ShapedLink, disks: list[Disk], level: str) ->
     """What a level does on these disks without a limit."""
     link.shape(None)
     empty(place.target)
+    metrics = f"127.0.0.1:{free_port()}"
     with paired(place.scratch, place.target, link.way) as pairing:
         before = link.counted()
-        _, said = pairing.send(disks, options=("--compression", level))
+        with recording(link, (Step(float("inf"), float("inf")),), metrics) as samples:
+            _, said = pairing.send(disks, options=("--compression", level, "--http", metrics))
         wire = link.counted().since(before).there
     sent = said["totals"]["bytes"]["sent"]
     seconds = said["totals"]["seconds"]["total"]
     print(f"  level {level}: {seconds:.1f} s, {wire / 1e6:.1f} MB", file=sys.stderr)
-    return Fixed(level, sent / seconds, sent / wire)
+    return Fixed(level, sent / seconds, sent / wire, course(samples))

@@ -4,7 +4,16 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from benchmarks.settling import Fixed, Sample, Step, best_at, oracle_seconds, rates, settle
+from benchmarks.settling import (
+    Fixed,
+    Sample,
+    Step,
+    best_at,
+    course,
+    oracle_seconds,
+    rates,
+    settle,
+)
 
 MBIT = 1_000_000
 
@@ -54,6 +63,20 @@ def test_a_level_is_never_faster_than_the_link_or_than_itself() -> None:
 def test_an_oracle_walks_through_the_steps(data: float, seconds: float) -> None:
     steps = (Step(100 * MBIT, 10), Step(10 * MBIT, 10), Step(1000 * MBIT, 1))
     assert oracle_seconds(data, steps, (RAW, FAST, SMALL)) == pytest.approx(seconds)
+
+
+def test_an_oracle_is_held_to_the_bytes_that_are_due_in_a_step() -> None:
+    # Of 100 MB that leave 80 come from the first half of the disk, which a slow level passes
+    # in 2 s: then 20 MB are left for the slow link.
+    uneven = Fixed("9", advance=100e6, ratio=4.0, course=((0, 0), (0.5, 0.8), (1, 1)))
+    steps = (Step(1000 * MBIT, 2), Step(10 * MBIT, 1))
+    assert oracle_seconds(400e6, steps, (uneven,)) == pytest.approx(2 + 16, rel=0.01)
+
+
+def test_a_course_begins_and_ends_with_the_transfer() -> None:
+    seen = ((5, 0), (10, 50), (20, 50), (90, 90), (100, 100))
+    samples = [Sample(at / 10, wire, read, 3, 0) for at, (wire, read) in enumerate(seen, 1)]
+    assert course(samples) == ((0, 0), (0.5, 0.1), (0.9, 0.9), (1, 1))
 
 
 def test_a_transfer_that_fills_the_link_at_one_level_is_settled_at_once() -> None:
