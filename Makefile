@@ -21,7 +21,7 @@ demo: $(VENV_READY) ## move two small disks from end to end on this machine, and
 
 check: lint ## formatting, lint, types, import rules, unit and conformance tests
 	@scripts/debian-packages test
-	@$(PYTHON) -m pytest -q tests/unit tests/conformance
+	@$(PYTHON) -m pytest -q --numprocesses 2 --dist loadfile tests/unit tests/conformance
 
 test: lint ## check, and every other test: simulation, fuzzing, real processes
 	@scripts/debian-packages test browser packages lab

@@ -147,7 +147,8 @@ RECEIVER_FILE: Final = (
     b'endpoint = "backup.example.org:7071"\npublic_key = "' + KEY_LINE + b'"\npsk = "one.psk"\n'
 )
 CONFIGURATION: Final = (
-    b'listen = "[::]:7071"\nhttp = "127.0.0.1:9471"\n\n[datastore]\nssd1 = "/srv/ssd1"\n'
+    b'listen = "[::]:7071"\n\n[http]\nlisten = "127.0.0.1:9471"\n'
+    b'\n[datastore]\nssd1 = "/srv/ssd1"\n'
 )
 TOML: Final = (b"[", b"]", b'"', b"'''", b"=", b"\\u0000", b"1979-05-27", b"\n", b"{")
 HEAVY_TOML: Final = (*TOML, b"9" * 5000, b"[" * 3000, b"a." * 3000, b"{a=" * 3000)

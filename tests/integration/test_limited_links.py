@@ -106,7 +106,7 @@ def test_a_configuration_that_cannot_be_used_is_refused_and_later_changes_nothin
     source = make_data_disk(tmp_path / "disk.raw", 16 * MIB)
     config.write_text(LIMIT.format("fast"))
     run = pair.send(source, vm="web01", options=("--config", config)).expect(2)
-    assert run.error.startswith(f"{config}: limits.rate: expected a rate such as 20MB")
+    assert run.error.startswith(f"{config}:2: limits.rate: expected a rate such as 20MB")
     config.write_text(LIMIT.format("4MB"))
     sending = pair.start_send(source, vm="web01", options=("--config", config))
     wait_until(lambda: "esx: limit 4.0 MB/s" in sending.stderr, "the limit is shown")

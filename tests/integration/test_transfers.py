@@ -323,7 +323,7 @@ def test_two_vms_at_once(pair: Pair, vm: str, tmp_path: Path) -> None:
 
 def test_one_vm_is_sent_by_one_command_at_a_time(pair: Pair, vm: str, tmp_path: Path) -> None:
     source = make_data_disk(tmp_path / "disk.raw", 16 * MIB)
-    sending = pair.start_send(source, vm=vm, options=("--limit", "8MB"))
+    sending = pair.start_send(source, vm=vm, options=("--limit", "4MB"))
     wait_until(lambda: pair.receiver.files(vm), "the disk is opened")
     assert "another flatship-sender" in pair.send(source, vm=vm).expect(11).error
     sending.wait().expect(0)

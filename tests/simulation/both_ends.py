@@ -185,7 +185,7 @@ class ReceiverProcess:
         slow: Any = InlineWorkers(self._random, 0.2)
         workers: Any = InlineWorkers(self._random, 0.01)
         await daemon._recover(store.datastore, slow)
-        await daemon._settle(journal, {DATASTORE: store}, slow)
+        await daemon._settle(journal, {DATASTORE: store.datastore}, slow)
         facilities = Facilities(
             journal, workers, slow, self.pool, metrics, AuthorizedSenders(self.state), prove=True
         )
