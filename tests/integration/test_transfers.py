@@ -321,9 +321,13 @@ def test_two_vms_at_once(pair: Pair, vm: str, tmp_path: Path) -> None:
         assert same_content(source, pair.receiver.flat(name), SIZE)
 
 
+# What other tests have sent is not to make these disks any smaller on the wire.
+UNKNOWN = ("--limit", "16MB", "--index-limit", "0")
+
+
 def test_one_vm_is_sent_by_one_command_at_a_time(pair: Pair, vm: str, tmp_path: Path) -> None:
-    source = make_data_disk(tmp_path / "disk.raw", 16 * MIB)
-    sending = pair.start_send(source, vm=vm, options=("--limit", "4MB"))
+    source = make_data_disk(tmp_path / "disk.raw", 64 * MIB)
+    sending = pair.start_send(source, vm=vm, options=UNKNOWN)
     wait_until(lambda: pair.receiver.files(vm), "the disk is opened")
     assert "another flatship-sender" in pair.send(source, vm=vm).expect(11).error
     sending.wait().expect(0)
@@ -338,10 +342,6 @@ def test_every_content_id_and_uuid_is_its_own(pair: Pair, vm: str, tmp_path: Pat
     for one, other in itertools.combinations(texts, 2):
         for key in ("CID=", "ddb.uuid", "ddb.longContentID"):
             assert not {line for line in one if line.startswith(key)} & set(other)
-
-
-# What other tests have sent is not to make these disks any smaller on the wire.
-UNKNOWN = ("--limit", "16MB", "--index-limit", "0")
 
 
 def test_a_small_disk_does_not_wait_for_large_ones(pair: Pair, vm: str, tmp_path: Path) -> None:
