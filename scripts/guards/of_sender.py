@@ -364,6 +364,28 @@ GUARDS = (
         (IMAGES,),
     ),
     Guard(
+        "qemu is told that a VMDK stands on no other",
+        f"{SENDER}/sources/image_chain.py",
+        "_OVERLAYS: Final = (ImageFormat.QCOW2, ImageFormat.VMDK)",
+        "_OVERLAYS: Final = (ImageFormat.QCOW2,)",
+        (IMAGES,),
+    ),
+    Guard(
+        "an extent of a VMDK is no descriptor that names others",
+        f"{SENDER}/sources/image_chain.py",
+        "            if not extent.least_size:\n",
+        "            if False:\n",
+        (IMAGES,),
+    ),
+    Guard(
+        "what qemu could take for an extent is one, or refused",
+        f"{SENDER}/sources/vmdk_header.py",
+        '    if found is None:\n        raise ValueError(f"is a VMDK with an extent',
+        '    if found is None:\n        return ExtentFile("x", 0)\n    if False:\n'
+        '        raise ValueError(f"is a VMDK with an extent',
+        ("tests/unit/test_image_headers.py",),
+    ),
+    Guard(
         "the lock of an image stays on while it is read",
         f"{SENDER}/sources/image_chain.py",
         '                "locking": "on",\n',

@@ -14,7 +14,8 @@ from flatship_sender.sources.vhd_vdi import HEADER_SIZE, vdi_problem, vhd_proble
 from flatship_sender.sources.vmdk_header import (
     DESCRIPTOR_LIMIT,
     descriptor_place,
-    parse_descriptor,
+    names_parent,
+    parse_extents,
 )
 from fuzz.target import Target
 from fuzz.text_targets import DESCRIPTOR_SEEDS, DESCRIPTOR_WORDS
@@ -61,7 +62,8 @@ def read_vmdk(data: bytes) -> None:
     offset, length = place
     assert 0 <= offset < 1 << 50
     assert length <= DESCRIPTOR_LIMIT
-    for extent in parse_descriptor(data[offset : offset + length]).extents:
+    names_parent(data[offset : offset + length])
+    for extent in parse_extents(data[offset : offset + length]):
         assert extent.name not in ("", ".", "..")
         assert not {"/", ":", "\0", "\n"} & set(extent.name)
 

@@ -8,7 +8,13 @@ import pytest
 from flatship_sender.sources.containers import ImageFormat, container_format, format_of_name
 from flatship_sender.sources.qcow2_header import parse_qcow2, snapshot_names
 from flatship_sender.sources.vhd_vdi import vdi_problem, vhd_problem
-from flatship_sender.sources.vmdk_header import ExtentFile, descriptor_place, parse_descriptor
+from flatship_sender.sources.vmdk_header import (
+    ExtentFile,
+    check_extent,
+    descriptor_place,
+    names_parent,
+    parse_extents,
+)
 
 SECTOR = bytes(512)
 DESCRIPTOR = b"""# Disk DescriptorFile
@@ -145,19 +151,48 @@ def test_snapshots_are_named_as_far_as_their_table_goes() -> None:
 
 
 def test_a_descriptor_names_its_extents_and_how_long_they_must_be() -> None:
-    found = parse_descriptor(DESCRIPTOR)
-    assert found.extents == (
+    assert parse_extents(DESCRIPTOR) == (
         ExtentFile("web-flat.vmdk", 8208 * 512),
         ExtentFile("web-s002.vmdk", 0),
     )
-    assert not found.has_parent
-    assert parse_descriptor(DESCRIPTOR.replace(b"ffffffff", b"6f5e2b11")).has_parent
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"ffffffff", b"6f5e2b11"),
+        (b"version=1", b"# parentCID=6f5e2b11"),  # qemu takes the first one, wherever it stands
+        (b"version=1", b'parentFileNameHint="/srv/other.vmdk"'),
+    ],
+)
+def test_a_disk_of_a_snapshot_is_known_by_whatever_makes_qemu_look_for_its_parent(
+    before: bytes, after: bytes
+) -> None:
+    assert not names_parent(DESCRIPTOR)
+    assert names_parent(DESCRIPTOR.replace(before, after))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'RW +8 FLAT "/etc/shadow" 0',
+        b'RW\n8 FLAT "/etc/shadow" 0',
+        b'\n \rRW 8 FLAT\n"/etc/shadow" 0',
+        b'RW 8 FLAT "/etc/shadow',
+        b'RW 8 FLAT "web-flat.vmdk" -1',
+        b'RDONLY 8 FLAT "web-flat.vmdk" 0',  # which qemu leaves out
+        b"RW 8 ZERO",
+    ],
+)
+def test_an_extent_that_qemu_may_read_otherwise_than_we_do_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError, match="an extent that cannot be read: b'R"):
+        parse_extents(DESCRIPTOR + line + b"\n")
 
 
 @pytest.mark.parametrize("name", [b"/etc/shadow", b"../other.raw", b"nbd:host:1", b"", b".."])
 def test_an_extent_elsewhere_is_refused(name: bytes) -> None:
     with pytest.raises(ValueError, match="a plain name in its own folder"):
-        parse_descriptor(DESCRIPTOR.replace(b"web-flat.vmdk", name))
+        parse_extents(DESCRIPTOR.replace(b"web-flat.vmdk", name))
 
 
 def sparse(capacity: int, place: int, length: int) -> bytes:
@@ -183,6 +218,13 @@ def test_a_sparse_extent_says_where_its_descriptor_is() -> None:
 def test_a_sparse_extent_that_makes_no_disk_is_refused(head: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         descriptor_place(head)
+
+
+def test_an_extent_is_no_descriptor_that_names_others() -> None:
+    check_extent(sparse(100, 1, 20))
+    for head, reason in ((DESCRIPTOR, "another descriptor"), (sparse(0, 1, 20), "no capacity")):
+        with pytest.raises(ValueError, match=reason):
+            check_extent(head)
 
 
 def footer(kind: int) -> bytes:
@@ -214,4 +256,4 @@ def test_a_vdi_is_whole_or_refused() -> None:
 
 def test_a_real_descriptor_is_read(tmp_path: Path) -> None:
     for path in sorted((Path(__file__).parents[1] / "vectors").rglob("*.vmdk")):
-        assert parse_descriptor(path.read_bytes()).extents, path
+        assert parse_extents(path.read_bytes()), path

@@ -304,6 +304,37 @@ def test_extents_of_a_vmdk_must_be_there_and_whole(made: Callable[..., Path]) ->
     assert str(flat) in refused(path, "its extent .* does not exist", SourceMissing)
 
 
+def test_no_file_is_read_that_only_qemu_would_find_in_a_vmdk(
+    made: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Three descriptors that qemu reads otherwise than their words suggest."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret".ljust(4096))
+    line = f'RW +8 FLAT "{secret}" 0\n'.encode()
+    flat = made("vmdk", "-o", "subformat=monolithicFlat", name="flat.vmdk")
+    flat.write_bytes(flat.read_bytes().replace(b"\nRW ", b"\n" + line + b"RW "))
+    refused(flat, "an extent that cannot be read")
+
+    split = made("vmdk", "-o", "subformat=twoGbMaxExtentSparse", name="split.vmdk")
+    extent = tmp_path / "split-s001.vmdk"
+    patch(extent, 12, bytes(8))  # no capacity: a descriptor is within
+    patch(extent, 512, flat.read_bytes().ljust(2048, b"\0"))
+    refused(split, "no capacity")
+
+    whole = made("vmdk", name="whole.vmdk")
+    hint = f'\nparentFileNameHint="{flat}"\n'.encode()
+    patch(whole, 512, whole.read_bytes()[512:2048].rstrip(b"\0") + hint)
+    refused(whole, "is a VMDK of a snapshot")
+
+
+def test_qemu_is_told_that_an_image_stands_on_none(made: Callable[..., Path]) -> None:
+    """Whatever it finds there: what we have read may be another by then."""
+    for kind in (ImageFormat.QCOW2, ImageFormat.VMDK):
+        chain = resolve_chain(str(made(kind.value)), kind, trusted=True)
+        assert chain.node(live=False)["backing"] is None
+        chain.close()
+
+
 # What is not read.
 
 

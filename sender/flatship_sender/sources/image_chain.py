@@ -32,9 +32,15 @@ from flatship_sender.sources.qcow2_header import (
 )
 from flatship_sender.sources.raw import open_error
 from flatship_sender.sources.vhd_vdi import vdi_problem, vhd_problem
-from flatship_sender.sources.vmdk_header import descriptor_place, parse_descriptor
+from flatship_sender.sources.vmdk_header import (
+    check_extent,
+    descriptor_place,
+    names_parent,
+    parse_extents,
+)
 
 MAX_LAYERS: Final = 64  # qemu itself gives up on chains of some hundreds
+_OVERLAYS: Final = (ImageFormat.QCOW2, ImageFormat.VMDK)  # which qemu lets stand on another image
 _BY_DRIVER: Final = {each.driver: each for each in ImageFormat}
 
 
@@ -69,8 +75,8 @@ class Layer:
         }
         if live:
             node["force-share"] = node["file"]["force-share"] = True
-        if self.format is ImageFormat.QCOW2:
-            node["backing"] = backing
+        if self.format in _OVERLAYS:
+            node["backing"] = backing  # None, too, is said: else qemu takes what the image names
         return node
 
 
@@ -243,20 +249,19 @@ class _Reading:
             raise ValueError(
                 "is one extent of a VMDK and no disk by itself: name the descriptor instead"
             )
-        descriptor = parse_descriptor(self._read(*place))
-        if descriptor.has_parent:
+        descriptor = self._read(*place)
+        if names_parent(descriptor):
             raise ValueError(
                 "is a VMDK of a snapshot, which holds what changed since its parent:"
                 " consolidate the snapshots where it was made"
             )
         if place[0]:  # within a sparse extent, which is the disk
             return ()
-        if not descriptor.extents:
-            raise ValueError("is a VMDK descriptor without extents")
+        extents = parse_extents(descriptor)
         if not self._trusted:
-            raise self._names_others(f"extent {descriptor.extents[0].name}", ImageFormat.VMDK)
+            raise self._names_others(f"extent {extents[0].name}", ImageFormat.VMDK)
         files = []
-        for extent in descriptor.extents:
+        for extent in extents:
             path = os.path.join(os.path.dirname(self._file.path), extent.name)
             file = _open(path, f"{self._subject}: its extent {path}", self._cleanup)
             size = size_of(file.fd)
@@ -265,6 +270,8 @@ class _Reading:
                     f"has an extent {path} of {size} bytes, and its descriptor wants"
                     f" {extent.least_size}: it is cut short; copy it again"
                 )
+            if not extent.least_size:
+                check_extent(os.pread(file.fd, HEAD_SIZE, 0))
             files.append(file)
         return tuple(files)
 
