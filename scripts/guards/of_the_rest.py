@@ -4,6 +4,13 @@ from guard import PAGE, PROMETHEUS, PROTOCOL, RECEIVER, RULES, SERVICE, Guard
 
 GUARDS = (
     Guard(
+        "a stranger who speaks no HTTP leaves no stack trace",
+        f"{SERVICE}/http_log.py",
+        "record.levelno >= logging.WARNING and not record.exc_info:",
+        "record.levelno >= logging.WARNING:",
+        ("tests/unit/test_http.py",),
+    ),
+    Guard(
         "a configuration is judged whole before anything of it counts",
         f"{RECEIVER}/reconfigure.py",
         "        held_to, waiting = succeeding(self.endpoint.protection, offered)\n",

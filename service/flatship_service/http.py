@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from flatship_service.http_access import Protection
+from flatship_service.http_log import StrangersLog
 from flatship_service.http_login import BUSY, CHALLENGE, Door, LoginRefused
 
 if TYPE_CHECKING:
@@ -20,6 +23,8 @@ MAX_HEADER: Final = 4096  # bytes of a request line, and of a header
 MAX_BODY: Final = 1  # bytes; no request needs a body
 KEEPALIVE: Final = 75.0  # seconds, longer than the usual interval between scrapes
 SHUTDOWN: Final = 1.0  # seconds given to answers that are under way
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ class HttpEndpoint:
             application,
             handle_signals=False,
             access_log=None,
+            logger=StrangersLog(__name__),
             keepalive_timeout=KEEPALIVE,
             shutdown_timeout=SHUTDOWN,
             max_line_size=MAX_HEADER,
@@ -127,7 +133,13 @@ class HttpEndpoint:
                 if error.reason == BUSY:
                     return web.Response(status=429, headers={"Retry-After": "1"})
                 return web.Response(status=401, headers={"WWW-Authenticate": CHALLENGE})
-            return await handler(request)
+            try:
+                return await handler(request)
+            except (web.HTTPException, ConnectionError):
+                raise
+            except Exception:
+                log.exception("a request failed", path=request.path)
+                return web.Response(status=500, text="internal error; the daemon's log has more\n")
 
         return guard
 

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from structlog.testing import capture_logs
 
 from flatship_service.http import HttpEndpoint
 
@@ -66,6 +67,31 @@ def test_nothing_but_reading_is_allowed(method: str) -> None:
 
 def test_oversized_header_is_refused() -> None:
     assert ask("GET", "/metrics", extra=f"X: {'a' * 5000}\r\n")[0] == 400
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x16\x03\x01", b"GET", b"GET / HTTP/1.1\r\nX: " + b"a" * 5000]
+)
+def test_a_stranger_who_speaks_no_http_leaves_no_stack_trace(
+    garbage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = HttpEndpoint(render=lambda: b"", health=lambda: (True, ""))
+    answer = asyncio.run(answer_to(endpoint, garbage + b"\r\n\r\n"))
+    assert answer.startswith(b"HTTP/1.0 400 ")
+    assert caplog.records == []
+
+
+def test_a_defect_of_ours_is_logged_and_not_told() -> None:
+    def render() -> bytes:
+        raise ZeroDivisionError("a defect")
+
+    endpoint = HttpEndpoint(render=render, health=lambda: (True, ""))
+    request = b"GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    with capture_logs() as logged:
+        answer = asyncio.run(answer_to(endpoint, request))
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"defect" not in answer
+    assert [(line["event"], line["path"]) for line in logged] == [("a request failed", "/metrics")]
 
 
 def test_answer_does_not_name_versions() -> None:

@@ -5,7 +5,6 @@ a follower that does not read is dropped.
 """
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -39,6 +38,7 @@ from flatship_sender.control.sources import Sources
 from flatship_sender.control.waiting import waits_for
 from flatship_sender.queue.model import Job, JobState, Submission
 from flatship_sender.receivers import Receivers
+from flatship_service.http_log import StrangersLog
 
 MAX_HEADER: Final = 8192  # bytes of a request line, and of a header
 MAX_HEADERS: Final = 64
@@ -47,15 +47,6 @@ IDLE_TIMEOUT: Final = 30.0  # seconds without a request, or with a part of one
 ANSWER_TIMEOUT: Final = 20.0  # seconds in which a follower has to take what it is sent
 HEARTBEAT: Final = 10.0  # seconds; a line at least so often
 SHUTDOWN: Final = 1.0  # seconds given to answers that are under way
-
-
-class _Discreet(logging.Logger):
-    """aiohttp's log without a stack trace for each stranger that does not speak HTTP."""
-
-    def handle(self, record: logging.LogRecord) -> None:
-        """Log what is no peer's doing; faults of ours are logged where they are answered."""
-        if record.levelno >= logging.WARNING and not record.exc_info:
-            logging.getLogger().handle(record)
 
 
 class ControlServer:
@@ -108,7 +99,7 @@ class ControlServer:
             application,
             handle_signals=False,
             access_log=None,
-            logger=_Discreet(__name__),
+            logger=StrangersLog(__name__),
             keepalive_timeout=IDLE_TIMEOUT,
             shutdown_timeout=SHUTDOWN,
             lingering_time=0,
