@@ -1,10 +1,9 @@
 """What keeps a job from going on, and what to do about it. Pure."""
 
-import posixpath
 import time
 from collections.abc import Iterable
 
-from flatship_sender.queue.model import Job, JobState
+from flatship_sender.queue.model import Job, JobState, paths_of
 
 
 def waits_for(
@@ -35,14 +34,10 @@ def waits_for(
         return "the daemon, which is leaving, to be started again"
     running = list(running)
     for other in running:
-        if both := _sources(job) & _sources(other):
+        if both := paths_of(job.spec.sources) & paths_of(other.spec.sources):
             return f"job {other.id}, which reads {min(both)}"
         if (other.spec.receiver, other.spec.vm) == (job.spec.receiver, job.spec.vm):
             return f"job {other.id}, which sends {job.spec.vm} to {job.spec.receiver}"
     if len(running) >= places:
         return f"a place; {places} jobs run at once, those of higher priority first"
     return "its turn, which comes at once"
-
-
-def _sources(job: Job) -> set[str]:
-    return {posixpath.normpath(source) for source in job.spec.sources}

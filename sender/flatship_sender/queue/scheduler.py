@@ -4,12 +4,11 @@
 before another try is a length of time and does not.
 """
 
-import posixpath
 from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from flatship_sender.queue.model import JobSpec
+from flatship_sender.queue.model import JobSpec, paths_of
 
 Claim: TypeAlias = tuple[str, ...]
 """What only one job at a time may use."""
@@ -38,7 +37,7 @@ class Candidate:
 
 def claims(spec: JobSpec) -> frozenset[Claim]:
     """What a job uses that no other may use meanwhile: its sources, and the machine there."""
-    sources = {("source", posixpath.normpath(source)) for source in spec.sources}
+    sources = {("source", path) for path in paths_of(spec.sources)}
     return frozenset({*sources, ("machine", spec.receiver, spec.vm)})
 
 
