@@ -19,7 +19,8 @@ class Probes:
 
     def __init__(self) -> None:
         self._began: float | None = None  # when the first one came
-        self._came: Counter[Hashable] = Counter()  # bytes of records, by connection
+        self._total = 0  # bytes of records
+        self._came: Counter[Hashable] = Counter()  # those of them on connections that are there
 
     def take(self, connection: Hashable, probe: Probe, now: float) -> Probed | None:
         """Count a probe; what to answer, if it asks for that.
@@ -36,9 +37,14 @@ class Probes:
             self._began = now
         if now - self._began > MAX_PROBE_SECONDS:
             raise UnexpectedMessage(f"a probe more than {MAX_PROBE_SECONDS} s after the first one")
-        if self._came.total() + probe.record_size > MAX_PROBE_BYTES:
+        if self._total + probe.record_size > MAX_PROBE_BYTES:
             raise UnexpectedMessage(f"more than {MAX_PROBE_BYTES} bytes of probes")
+        self._total += probe.record_size
         self._came[connection] += probe.record_size
         if not probe.report:
             return None
         return Probed(self._came[connection], int(now * MICROSECONDS))
+
+    def forget(self, connection: Hashable) -> None:
+        """A connection is gone: what came there counts still, and it is not kept for that."""
+        del self._came[connection]

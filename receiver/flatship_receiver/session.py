@@ -218,6 +218,8 @@ class Session:
         connection = self._connections.pop(index, None)
         if connection is not None:
             self._received += connection.opened_bytes
+            if self._probes is not None:
+                self._probes.forget(connection)
 
     async def abort(self, code: ErrorCode) -> None:
         """Tell the sender why, close all connections, and wait for the disks to be let go."""

@@ -17,8 +17,8 @@ GUARDS = (
     Guard(
         "a session's probes are bounded in bytes",
         f"{RECEIVER}/probes.py",
-        "        if self._came.total() + probe.record_size > MAX_PROBE_BYTES:\n",
-        "        if self._came.total() < 0:\n",
+        "        if self._total + probe.record_size > MAX_PROBE_BYTES:\n",
+        "        if self._total < 0:\n",
         ("tests/unit/test_probes.py",),
     ),
     Guard(

@@ -1,5 +1,7 @@
 """Probes are counted for each connection, and bounded for the session."""
 
+import weakref
+
 import pytest
 
 from flatship_protocol.constants import MAX_PROBE_BYTES, MAX_PROBE_FILLER, MAX_PROBE_SECONDS
@@ -31,3 +33,19 @@ def test_probes_come_to_an_end_after_the_time_that_a_session_has_for_them() -> N
     probes.take("a", Probe(0), 5.0 + MAX_PROBE_SECONDS)
     with pytest.raises(UnexpectedMessage, match="30 s after"):
         probes.take("b", Probe(0), 5.1 + MAX_PROBE_SECONDS)
+
+
+def test_a_connection_that_is_gone_is_not_kept_and_what_came_there_counts() -> None:
+    class Link:
+        """Something to be kept, or not."""
+
+    probes, link = Probes(), Link()
+    kept = weakref.ref(link)
+    for _ in range(MAX_PROBE_BYTES // FULL.record_size):
+        probes.take(link, FULL, 0.0)
+    probes.forget(link)
+    probes.forget("one without probes")
+    del link
+    assert kept() is None
+    with pytest.raises(UnexpectedMessage, match="536870912 bytes"):
+        probes.take("another", FULL, 0.0)
