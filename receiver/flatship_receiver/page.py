@@ -1,6 +1,7 @@
 """What the receiver's page shows: the board, the datastores and their room. Never blocks."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -64,7 +65,7 @@ class ReceiverPage:
     Args:
         board: The disks.
         received: Bytes on the wire so far, of all sessions.
-        spaces: The room of each datastore, by name.
+        spaces: The room of each datastore, by name; asked anew for each view.
         version: Of the software.
         host: The machine's name.
         wall: Seconds since 1970.
@@ -89,7 +90,7 @@ class ReceiverPage:
         self._wire = Meter()
         self._last = (0.0, 0)
         self._meters: dict[ShownDisk, _DiskMeters] = {}
-        self._filling: dict[str, Meter] = {name: Meter() for name in spaces}
+        self._filling: defaultdict[str, Meter] = defaultdict(Meter)  # datastores come by reloading
 
     def look(self, now: float) -> Sample:
         """See ``PageSource.look``."""

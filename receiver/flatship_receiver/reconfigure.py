@@ -53,12 +53,16 @@ class Running:
             raise ConfigError("no datastore is configured; what runs has some, and keeps them")
         offered = await asyncio.to_thread(protection, new.http_access)
         held_to, waiting = succeeding(self.endpoint.protection, offered)
-        fresh = {
-            name: await self._opened(name, path)
-            for name, path in new.datastores.items()
-            if name not in self.stores
-        }
-        _set_congestion_control(self.sock, new.congestion_control)
+        fresh: dict[str, Datastore] = {}
+        try:
+            for name, path in new.datastores.items():
+                if name not in self.stores:
+                    fresh[name] = await self._opened(name, path)
+            _set_congestion_control(self.sock, new.congestion_control)
+        except BaseException:
+            for datastore in fresh.values():
+                datastore.close()  # else its mount is in use for ever, and once more at each try
+            raise
         # From here on nothing fails, and nothing else runs in between.
         logs.set_level(new.log_level)
         self.endpoint.protection = held_to

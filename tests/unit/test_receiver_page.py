@@ -53,10 +53,19 @@ class Scene:
         self.free = free
         self.missing = False
         self.now = 1000.0
-        spaces = {"ds": Space(self._space, lambda: self.now)}
+        self.spaces = {"ds": Space(self._space, lambda: self.now)}
         self.page = ReceiverPage(
-            self.board, lambda: self.received, spaces, "1.0", "gateway", wall=lambda: 5e8 + self.now
+            self.board,
+            lambda: self.received,
+            self.spaces,
+            "1.0",
+            "gateway",
+            wall=lambda: 5e8 + self.now,
         )
+
+    def mount(self, name: str) -> None:
+        """A datastore comes, as by a configuration that is read again."""
+        self.spaces[name] = Space(self._space, lambda: self.now)
 
     def _space(self) -> SpaceSample:
         if self.missing:
@@ -103,6 +112,18 @@ def test_disk_is_followed_from_its_first_chunk_to_its_proof() -> None:
 
     disk.all_proven()
     assert scene.disk().map == "ppzh"
+
+
+def test_a_datastore_that_comes_later_is_shown_with_the_others() -> None:
+    scene = Scene()
+    scene.view()
+    scene.mount("second")
+    shown = scene.view().datastores
+    assert shown is not None
+    assert [(each.name, each.free) for each in shown] == [
+        ("ds", scene.free),
+        ("second", scene.free),
+    ]
 
 
 def test_what_was_held_and_comes_anew_is_on_its_way() -> None:

@@ -121,6 +121,12 @@ def test_hangups_that_come_while_one_is_served_are_served_together_after_it() ->
 class Fake:
     """Stands for a datastore, and for the store that is made of it."""
 
+    closed = False
+
+    def close(self) -> None:
+        """As a datastore."""
+        self.closed = True
+
 
 @dataclass
 class Parts:
@@ -128,6 +134,7 @@ class Parts:
 
     gone: Sequence[Path] = ()
     silent: Sequence[Path] = ()
+    opened: list[Fake] = field(default_factory=list)
     adopted: list[Fake] = field(default_factory=list)
 
     def running(self, sock: socket.socket) -> Running:
@@ -136,7 +143,8 @@ class Parts:
                 raise DatastoreError(f"{path} is gone", ErrorCode.DATASTORE_MISSING)
             if path in self.silent:
                 raise TimeoutError
-            return cast(Datastore, Fake())
+            self.opened.append(Fake())
+            return cast(Datastore, self.opened[-1])
 
         def adopt(datastore: Datastore) -> Store:
             self.adopted.append(cast(Fake, datastore))
@@ -189,6 +197,7 @@ def test_nothing_counts_if_one_thing_cannot_be_had(
     assert running.endpoint.protection is not held_to
     assert levels == ["info"]  # that of the beginning
     assert parts.adopted == []
+    assert [each.closed for each in parts.opened] == [True]
 
 
 def test_no_datastore_and_files_that_cannot_be_used_are_refused() -> None:
