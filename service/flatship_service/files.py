@@ -63,9 +63,11 @@ def make_private_folder(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=PRIVATE_FOLDER)
-        if os.geteuid() == 0:
-            owner = path.parent.stat()
-            os.chown(path, owner.st_uid, owner.st_gid)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _give_to_owner_of_folder(descriptor, path.parent)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -97,8 +99,11 @@ def _write_temporary(path: Path, data: bytes, mode: int) -> Path:
 
 
 def _give_to_owner_of_folder(descriptor: int, folder: Path) -> None:
-    if os.geteuid() == 0:
-        owner = folder.stat()
+    if os.geteuid() != 0:
+        return
+    owner, made = folder.stat(), os.fstat(descriptor)
+    # Not where it changes nothing: a confined daemon may not do it, whoever owns what.
+    if (made.st_uid, made.st_gid) != (owner.st_uid, owner.st_gid):
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 

@@ -84,6 +84,25 @@ def test_what_root_makes_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> N
     assert len(list(tmp_path.iterdir())) == 4
 
 
+@AS_ROOT
+def test_root_that_may_give_nothing_away_keeps_files_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under the sender's unit, whose filter of system calls knows no chown."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "chown", refuse)
+    monkeypatch.setattr(os, "fchown", refuse)
+    files.make_private_folder(tmp_path / "queue")
+    files.create(tmp_path / "queue" / "created", b"")
+    files.replace(tmp_path / "queue" / "replaced", b"")
+    with files.locked(tmp_path / "queue" / "lock"):
+        pass
+    assert len(list((tmp_path / "queue").iterdir())) == 3
+
+
 def test_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     inside: list[str] = []
     waiting = threading.Event()
