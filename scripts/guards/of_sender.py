@@ -57,10 +57,17 @@ GUARDS = (
         (CONTROL,),
     ),
     Guard(
+        "a job is known by its key before its source is looked for",
+        f"{SENDER}/control/server.py",
+        "        if known is not None:\n",
+        "        if False:\n",
+        (CONTROL,),
+    ),
+    Guard(
         "a key that another job has is a conflict",
         f"{SENDER}/queue/store.py",
-        '                    if _submission(row["submission"]) != submission:\n',
-        "                    if False:\n",
+        '        if _submission(row["submission"]) != submission:\n',
+        "        if False:\n",
         ("tests/unit/test_queue_store.py",),
     ),
     Guard(
@@ -333,6 +340,13 @@ GUARDS = (
         "        rate = inf if self.rate is None and not self.schedule else self.rate\n",
         "        rate = inf if self.rate is None else self.rate\n",
         ("tests/unit/test_sender_config.py",),
+    ),
+    Guard(
+        "what measures a link keeps to its limit",
+        f"{SENDER}/forecast/visit.py",
+        "            throttle.add(connection.stream)\n",
+        "            pass\n",
+        ("tests/integration/test_limited_links.py",),
     ),
     Guard(
         "a run takes more of a shared limit only when others had time to take less",

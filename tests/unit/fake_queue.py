@@ -61,12 +61,18 @@ class FakeQueue:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def submit(self, submission: Submission, uid: int) -> tuple[Job, bool]:
+    async def known(self, submission: Submission) -> Job | None:
         for known in self.all.values():
             if submission.key is not None and known.key == submission.key:
                 if known.spec != submission.spec:
                     raise KeyTaken(f"key {submission.key!r} is that of job {known.id}")
-                return known, False
+                return known
+        return None
+
+    async def submit(self, submission: Submission, uid: int) -> tuple[Job, bool]:
+        known = await self.known(submission)
+        if known is not None:
+            return known, False
         self.uids.append(uid)
         new = job(
             len(self.all) + 1,

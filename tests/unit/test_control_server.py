@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import shutil
 import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -125,6 +126,20 @@ def test_the_same_key_and_contents_are_the_same_job_and_other_contents_a_conflic
         assert refused.status == 409
         assert (refused.error["code"], refused.error["exit_code"]) == ("conflict", 11)
         assert len(place.queue.all) == 1
+
+    played(tmp_path, play)
+
+
+def test_a_job_is_known_by_its_key_also_when_its_source_and_receiver_are_no_more(
+    tmp_path: Path,
+) -> None:
+    async def play(place: Place) -> None:
+        first = await place.ask("POST", "/v1/jobs", place.submission(key="a"))
+        place.queue.becomes(1, JobState.DONE, exit_code=0)
+        place.source.unlink()
+        shutil.rmtree(place.state)
+        again = await place.ask("POST", "/v1/jobs", place.submission(key="a"))
+        assert (first.status, again.status, again.json["state"]) == (201, 200, "done")
 
     played(tmp_path, play)
 

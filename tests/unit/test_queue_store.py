@@ -49,6 +49,9 @@ def test_what_was_added_is_there_after_the_next_start(tmp_path: Path) -> None:
 def test_the_same_key_and_contents_are_the_same_job_even_after_its_end(store: Store) -> None:
     job, _ = store.add(asked(key="k"), 0, NOW)
     assert store.add(asked(key="k"), 0, NOW + 1) == (job, False)
+    assert store.known(asked(key="k")) == job
+    assert store.known(asked(key="another")) is None
+    assert store.known(asked()) is None
     end(store, job.id)
     again, new = store.add(asked(key="k"), 0, NOW + 2)
     assert (again.id, again.state, new) == (job.id, JobState.DONE, False)
@@ -59,6 +62,8 @@ def test_the_same_key_with_other_contents_is_refused_and_names_its_job(
     store: Store, other: object
 ) -> None:
     job, _ = store.add(asked(key="k"), 0, NOW)
+    with pytest.raises(KeyTaken):
+        store.known(other)  # type: ignore[arg-type]
     with pytest.raises(KeyTaken, match=f"job {job.id}") as refused:
         store.add(other, 0, NOW)  # type: ignore[arg-type]
     assert refused.value.exit_code == 11

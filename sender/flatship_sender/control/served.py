@@ -24,6 +24,10 @@ class Queue(Protocol):
         """Take a job in; whether it is new."""
         ...
 
+    async def known(self, submission: Submission) -> Job | None:
+        """The job that an earlier submission of the same key and contents has made."""
+        ...
+
     async def jobs(self, states: Collection[JobState] | None, after: int, limit: int) -> list[Job]:
         """Jobs in these states, in any for None, with larger numbers than ``after``."""
         ...

@@ -135,6 +135,10 @@ class ControlServer:
     async def _submit(self, request: web.Request) -> web.Response:
         no_query(request)
         submission = decoded(await read_body(request), Submission)
+        # Not later: who asks again may do so when the job is done, and its source is no more.
+        known = await self._queue.known(submission)
+        if known is not None:
+            return json_answer(known)
         self._receivers.load(submission.spec.receiver)
         if submission.not_before is None:
             await self._sources.check(submission.spec.sources)

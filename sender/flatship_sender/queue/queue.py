@@ -67,6 +67,14 @@ class Queue:
             self._sizes.measure(job)
         return job, new
 
+    async def known(self, submission: Submission) -> Job | None:
+        """The job that was made of this key and these contents before, if any.
+
+        Raises:
+            KeyTaken: The key belongs to a job of other contents.
+        """
+        return await self._store.run(Store.known, submission)
+
     async def jobs(
         self, states: Collection[JobState] | None = None, after: int = 0, limit: int = LISTED
     ) -> list[Job]:

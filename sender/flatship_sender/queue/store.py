@@ -139,13 +139,9 @@ class Store:
         """
         content = msgspec.json.encode(submission)
         with self._transaction() as database:
-            if submission.key is not None:
-                row = database.execute(f"{_SELECT} WHERE key = ?", (submission.key,)).fetchone()
-                if row is not None:
-                    job = _job(row)
-                    if _submission(row["submission"]) != submission:
-                        raise KeyTaken(submission.key, job.id)
-                    return job, False
+            known = self._known(submission)
+            if known is not None:
+                return known, False
             added = database.execute(
                 "INSERT INTO job (key, submission, priority, not_before, state, submitted, by_uid)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -161,6 +157,15 @@ class Store:
             )
             row = database.execute(f"{_SELECT} WHERE id = ?", (added.lastrowid,)).fetchone()
         return _job(row), True
+
+    def known(self, submission: Submission) -> Job | None:
+        """The job that an earlier submission of the same key and contents has made.
+
+        Raises:
+            KeyTaken: Its key belongs to a job of other contents.
+        """
+        with self._guarded():
+            return self._known(submission)
 
     def put(self, job: Job, was: JobState) -> None:
         """Record what has become of a job, with its result if it has one.
@@ -279,6 +284,18 @@ class Store:
                 for statement in MIGRATIONS[number].split(";"):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {number + 1}")
+
+    def _known(self, submission: Submission) -> Job | None:
+        if submission.key is None:
+            return None
+        found = self._connection.execute(f"{_SELECT} WHERE key = ?", (submission.key,))
+        row = found.fetchone()
+        if row is None:
+            return None
+        job = _job(row)
+        if _submission(row["submission"]) != submission:
+            raise KeyTaken(submission.key, job.id)
+        return job
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
