@@ -99,6 +99,17 @@ def test_a_disk_of_its_own_limit_keeps_to_it(link: DarkLink, far: Pair, tmp_path
         sending.kill()
 
 
+@needs_namespaces
+def test_measuring_a_link_keeps_to_the_limit(link: DarkLink, far: Pair, tmp_path: Path) -> None:
+    source = make_data_disk(tmp_path / "disk.raw", 4 * MIB)
+    asked = ("plan", source, "--to", "esx", "--vm", "web01", "--limit", "1MB", "--json")
+    with WireWatch(link.interface) as watch:
+        planned = far.sender.run(*asked).expect(0).json
+        highest = max(rates(watch.looks, 3.0)) / MEGABYTE
+    assert highest == pytest.approx(1, abs=0.05)
+    assert planned["link"]["rate"] / MEGABYTE == pytest.approx(1, abs=0.1)
+
+
 def test_a_configuration_that_cannot_be_used_is_refused_and_later_changes_nothing(
     pair: Pair, tmp_path: Path
 ) -> None:
