@@ -4,6 +4,13 @@ from guard import PAGE, PROMETHEUS, PROTOCOL, RECEIVER, RULES, SERVICE, Guard
 
 GUARDS = (
     Guard(
+        "callers who ask nothing do not take a daemon's descriptors",
+        f"{SERVICE}/http.py",
+        "or len(server.connections) >= MAX_CONNECTIONS:",
+        "or False:",
+        ("tests/unit/test_http.py",),
+    ),
+    Guard(
         "a stranger who speaks no HTTP leaves no stack trace",
         f"{SERVICE}/http_log.py",
         "record.levelno >= logging.WARNING and not record.exc_info:",

@@ -3,6 +3,7 @@
 With TLS and logins, if wanted.
 """
 
+import asyncio
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 MAX_HEADER: Final = 4096  # bytes of a request line, and of a header
 MAX_BODY: Final = 1  # bytes; no request needs a body
 KEEPALIVE: Final = 75.0  # seconds, longer than the usual interval between scrapes
+# At once. Whoever holds one and asks nothing must not take the descriptors that transfers need.
+MAX_CONNECTIONS: Final = 320
 SHUTDOWN: Final = 1.0  # seconds given to answers that are under way
 
 log = structlog.get_logger()
@@ -57,6 +60,7 @@ class HttpEndpoint:
     refused: Callable[[str, str], None] = lambda _reason, _address: None
     routes: Sequence[Route] = ()
     _runner: "web.AppRunner | None" = field(default=None, init=False)
+    _listener: asyncio.Server | None = field(default=None, init=False)
     _door: Door = field(default_factory=Door, init=False)
 
     @property
@@ -91,19 +95,30 @@ class HttpEndpoint:
         )
         await self._runner.setup()
         try:
-            site = web.TCPSite(self._runner, host, port, backlog=16, ssl_context=self._tls())
-            await site.start()
+            self._listener = await asyncio.get_running_loop().create_server(
+                self._admit, host, port, backlog=16, ssl=self._tls()
+            )
         except BaseException:
             await self.stop()
             raise
-        address = self._runner.addresses[0]
+        address = self._listener.sockets[0].getsockname()
         return address[0], address[1]
 
     async def stop(self) -> None:
         """Close the listener and its connections. Idempotent."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
+
+    def _admit(self) -> asyncio.Protocol:
+        """What speaks with the next caller."""
+        server = None if self._runner is None else self._runner.server
+        if server is None or len(server.connections) >= MAX_CONNECTIONS:
+            return _Refusal()
+        return server()
 
     def _tls(self) -> ssl.SSLContext | None:
         """A context that looks at ``protection`` anew at each handshake."""
@@ -153,6 +168,14 @@ class HttpEndpoint:
 
         healthy, detail = self.health()
         return web.Response(text=detail + "\n", status=200 if healthy else 503)
+
+
+class _Refusal(asyncio.Protocol):
+    """Hangs up."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        transport.close()
 
 
 async def _name_server(_request: "web.Request", response: "web.StreamResponse") -> None:

@@ -5,6 +5,7 @@ import sys
 import pytest
 from structlog.testing import capture_logs
 
+from flatship_service import http
 from flatship_service.http import HttpEndpoint
 
 
@@ -127,6 +128,40 @@ def test_address_in_use_is_reported_and_leaves_nothing_open() -> None:
         await second.stop()
 
     asyncio.run(collide())
+
+
+def test_callers_beyond_a_number_are_hung_up_on_until_others_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
+
+    async def scenario() -> None:
+        endpoint = HttpEndpoint(render=lambda: b"", health=lambda: (True, "well"))
+        host, port = await endpoint.start()
+        try:
+            idle = [await asyncio.open_connection(host, port) for _ in range(2)]
+            for reader, writer in idle:  # an answer shows that it was let in
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+                await asyncio.wait_for(reader.readuntil(b"well\n"), 10)
+            reader, writer = await asyncio.open_connection(host, port)
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+            writer.close()
+            runner = endpoint._runner
+            server = runner and runner.server
+            assert server
+            idle[0][1].close()
+            async with asyncio.timeout(10):
+                while len(server.connections) > 1:  # noqa: ASYNC110  # aiohttp tells nobody
+                    await asyncio.sleep(0)
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"well\n")
+            for _, each in (idle[1], (reader, writer)):
+                each.close()
+        finally:
+            await endpoint.stop()
+
+    asyncio.run(scenario())
 
 
 def test_stopping_twice_is_harmless() -> None:
