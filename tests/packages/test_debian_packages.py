@@ -1,5 +1,6 @@
 """The Debian packages, on a machine with systemd as its init."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -203,6 +204,34 @@ def test_an_installed_program_completes_its_words_and_has_a_manual_page(
     )
     assert completed == expected
     assert installed.output(f"man --where {program}").endswith(f"/{program}.1.gz")
+
+
+def test_the_senders_daemon_works_confined_and_reads_images_where_a_drop_in_permits_it(
+    installed: Machine,
+) -> None:
+    needs("qemu-storage-daemon")
+    start(installed)
+    pair(installed)
+    installed.run("test -e /dev/fuse || mknod /dev/fuse c 10 229")
+    installed.run("head -c 1048576 /dev/urandom > /root/given")
+    installed.run("qemu-img convert -f raw -O qcow2 /root/given /root/given.qcow2")
+    installed.run("systemctl start flatship-sender")
+    send = "flatship-sender send /root/given{} --to store1 --vm {} --quiet"
+    installed.run(send.format("", "given"))
+    refused = installed.run(send.format(".qcow2", "image"), expect=12)
+    assert "the package's images.conf permits it" in refused.stderr
+    installed.run(
+        "install -D -t /etc/systemd/system/flatship-sender.service.d"
+        " /usr/share/doc/flatship-sender/examples/images.conf"
+    )
+    installed.run("systemctl daemon-reload && systemctl restart flatship-sender")
+    installed.run(send.format(".qcow2", "image"))
+    installed.run(f"cmp /root/given {DATASTORE}/image/image-flat.vmdk")
+    # It was the daemon that did it.
+    listed = installed.output("flatship-sender jobs --all --json")
+    assert [job["state"] for job in json.loads(listed)["jobs"][-3:]] == ["done", "failed", "done"]
+    installed.run("systemctl stop flatship-sender && systemctl is-failed flatship-sender", expect=1)
+    installed.run("rm -r /etc/systemd/system/flatship-sender.service.d; systemctl daemon-reload")
 
 
 def test_installing_again_restarts_a_daemon_that_runs(installed: Machine, debs: Path) -> None:

@@ -58,21 +58,41 @@ def test_a_unit_and_its_program_agree_on_folders_and_exit_codes(role: str) -> No
         assert f"\n{line}\n" in unit
 
 
-@pytest.mark.parametrize("role", ["sender", "receiver"])
-def test_a_unit_is_accepted_and_leaves_little_exposed(role: str, tmp_path: Path) -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("takes systemd-analyze")
+def copied(role: str, folder: Path) -> Path:
+    """A unit of which neither program nor manual page need be installed here."""
     text = (DEPLOY / "systemd" / f"flatship-{role}.service").read_text()
-    unit = tmp_path / f"flatship-{role}.service"
-    # Neither program nor manual page need be installed here.
     text = text.replace(f"/usr/bin/flatship-{role}", "/bin/true")
+    unit = folder / f"flatship-{role}.service"
     unit.write_text(re.sub("Documentation=.*\n", "", text))
+    return unit
+
+
+def verify(unit: Path) -> None:
     verified = subprocess.run(
         ["systemd-analyze", "verify", unit], capture_output=True, text=True, check=True
     )
     assert verified.stderr == ""  # it ends well whatever it finds
+
+
+@pytest.mark.parametrize("role", ["sender", "receiver"])
+def test_a_unit_is_accepted_and_leaves_little_exposed(role: str, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("takes systemd-analyze")
+    unit = copied(role, tmp_path)
+    verify(unit)
     analysed = ["systemd-analyze", "security", "--offline=true", "--threshold=25", unit]
     subprocess.run(analysed, capture_output=True, check=True)
+
+
+def test_the_drop_in_for_disk_images_is_accepted(tmp_path: Path) -> None:
+    drop_in = DEPLOY / "systemd" / "sender-images.conf"
+    assert re.findall("^RuntimeDirectory=(.*)$", drop_in.read_text(), re.MULTILINE) == ["flatship"]
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("takes systemd-analyze")
+    unit = copied("sender", tmp_path)
+    (tmp_path / f"{unit.name}.d").mkdir()
+    shutil.copy(drop_in, tmp_path / f"{unit.name}.d")
+    verify(unit)
 
 
 def test_the_senders_daemon_reads_devices_and_writes_its_state_alone() -> None:

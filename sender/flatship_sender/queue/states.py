@@ -58,8 +58,6 @@ FINAL: Final = frozenset(state for state, ways in TRANSITIONS.items() if not way
 MAY_START: Final = frozenset(
     state for state, ways in TRANSITIONS.items() if JobState.RUNNING in ways
 )
-WISHES: Final = frozenset({JobState.PAUSED, JobState.CANCELLED})
-"""What an operator can want of a running job."""
 
 
 class WrongState(TransferError):

@@ -31,6 +31,7 @@ FUSE_DEVICE: Final = Path("/dev/fuse")
 _STEP: Final = 0.005  # seconds between two looks whether it has
 _LOG: Final = "log"
 _LOG_LIMIT: Final = 4096  # bytes of what it said that are read
+_CONFINED: Final = "; to a daemon that systemd confines the package's images.conf permits it"
 
 
 class ImageProgramMissing(SourceError):
@@ -218,6 +219,11 @@ def _refusal(source: str, said: str) -> SourceError:
     if "fuse" in said.lower() or "mount" in said:
         return SourcePermissionError(
             f"source {source}: {DAEMON} cannot mount what it exports ({said}); run as root, or"
-            " install the package fuse3"
+            f" install the package fuse3{_CONFINED}"
+        )
+    if said.startswith("setpriv:"):
+        return SourcePermissionError(
+            f"source {source} is a disk image, and {DAEMON}, which reads it, may not be started"
+            f" ({said}){_CONFINED}"
         )
     return SourceUnsuitable(f"source {source} cannot be read by {DAEMON}: {said}")
