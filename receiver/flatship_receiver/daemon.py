@@ -38,7 +38,7 @@ from flatship_service.abandonable import in_time
 from flatship_service.congestion import use_congestion_control
 from flatship_service.errors import ConfigError
 from flatship_service.http import HttpEndpoint
-from flatship_service.http_access import exposure, protection
+from flatship_service.http_access import protection
 from flatship_service.keys import load_or_create_identity
 from flatship_service.leaving import leave_without_threads
 from flatship_service.notify import Notifier, watched
@@ -123,7 +123,7 @@ async def serve(config: Config, version: str, read: Callable[[], Config]) -> Non
             refused=partial(_login_failed, metrics),
             routes=routes(viewers),
         )
-        http = await _start_http(endpoint, config.http)
+        http = Endpoint(*await endpoint.start_at(config.http, _warn_exposed))
         cleanup.push_async_callback(endpoint.stop)
         await cleanup.enter_async_context(viewers.kept_up())
 
@@ -254,16 +254,8 @@ def _listen(endpoint: Endpoint, congestion_control: str | None = None) -> socket
     return sock
 
 
-async def _start_http(endpoint: HttpEndpoint, address: Endpoint) -> Endpoint:
-    if told := exposure(address.host, endpoint.protection):
-        log.warning("metrics are not protected", address=str(address), reason=told)
-    try:
-        return Endpoint(*await endpoint.start(address.host, address.port))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot serve metrics on {address}: {error.strerror or error};"
-            " choose another with --http"
-        ) from error
+def _warn_exposed(told: str) -> None:
+    log.warning("metrics are not protected", reason=told)
 
 
 def _announce(sock: socket.socket, http: str, stores: Mapping[str, Store]) -> None:

@@ -39,9 +39,8 @@ from flatship_sender.sources.base import BlockSource
 from flatship_sender.sources.opening import open_source
 from flatship_sender.throttle import Throttle
 from flatship_service.cli import INTERRUPTED, tell
-from flatship_service.errors import ConfigError
 from flatship_service.http import HttpEndpoint
-from flatship_service.http_access import HttpAccess, exposure, protection
+from flatship_service.http_access import HttpAccess, protection
 from flatship_service.leaving import leave_without_threads
 from flatship_service.signals import on_hangup, stop_on_signal
 from flatship_service.workers import Workers
@@ -293,15 +292,9 @@ async def _http_served(
         refused=lambda reason, _address: metrics.auth_failure(reason),
         routes=routes(viewers),
     )
-    if told := exposure(address.host, endpoint.protection):
-        tell(f"warning: metrics on {address} are not protected: {told}")
-    try:
-        host, port = await endpoint.start(address.host, address.port)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot serve metrics on {address}: {error.strerror or error};"
-            " choose another with --http"
-        ) from error
+    host, port = await endpoint.start_at(
+        address, lambda told: tell(f"warning: metrics on {address} are not protected: {told}")
+    )
     tell(f"metrics on {endpoint.scheme}://{Endpoint(host, port)}/metrics")
     try:
         yield

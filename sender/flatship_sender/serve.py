@@ -33,9 +33,8 @@ from flatship_sender.shown_jobs import ShownJobs
 from flatship_sender.snapshot import restore
 from flatship_sender.worker_reports import Report
 from flatship_service import logs
-from flatship_service.errors import ConfigError
 from flatship_service.http import HttpEndpoint
-from flatship_service.http_access import exposure, protection, succeeding
+from flatship_service.http_access import protection, succeeding
 from flatship_service.notify import Notifier, watched
 from flatship_service.page.routes import routes
 from flatship_service.page.viewers import Viewers
@@ -114,7 +113,8 @@ async def serve(settings: Settings, version: str) -> None:
             refused=lambda reason, _address: metrics.auth_failure(reason),
             routes=routes(viewers),
         )
-        http = await _start_http(endpoint, settings.http or settings.config.http)
+        address = settings.http or settings.config.http
+        http = Endpoint(*await endpoint.start_at(address, _warn_exposed))
         cleanup.push_async_callback(endpoint.stop)
         await cleanup.enter_async_context(viewers.kept_up())
         control = ControlServer(queue, settings.state, version)
@@ -223,16 +223,8 @@ async def _tell(notifier: Notifier, queue: Queue) -> None:
             notifier.status(told := now)
 
 
-async def _start_http(endpoint: HttpEndpoint, address: Endpoint) -> Endpoint:
-    if told := exposure(address.host, endpoint.protection):
-        log.warning("metrics are not protected", address=str(address), reason=told)
-    try:
-        return Endpoint(*await endpoint.start(address.host, address.port))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot serve metrics on {address}: {error.strerror or error};"
-            " choose another with --http"
-        ) from error
+def _warn_exposed(told: str) -> None:
+    log.warning("metrics are not protected", reason=told)
 
 
 def _announce(metrics: str, state: Path) -> None:

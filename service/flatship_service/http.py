@@ -7,11 +7,12 @@ import asyncio
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
-from flatship_service.http_access import Protection
+from flatship_service.errors import ConfigError
+from flatship_service.http_access import Protection, exposure
 from flatship_service.http_log import StrangersLog
 from flatship_service.http_login import BUSY, CHALLENGE, Door, LoginRefused
 
@@ -28,6 +29,20 @@ MAX_CONNECTIONS: Final = 320
 SHUTDOWN: Final = 1.0  # seconds given to answers that are under way
 
 log = structlog.get_logger()
+
+
+class Address(Protocol):
+    """Where to listen; as text what an operator writes."""
+
+    @property
+    def host(self) -> str:
+        """Name or address."""
+        ...
+
+    @property
+    def port(self) -> int:
+        """Of TCP."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +118,26 @@ class HttpEndpoint:
             raise
         address = self._listener.sockets[0].getsockname()
         return address[0], address[1]
+
+    async def start_at(self, address: Address, exposed: Callable[[str], None]) -> tuple[str, int]:
+        """As ``start``, where an operator wants it.
+
+        Args:
+            address: There.
+            exposed: Told what strangers on the network can do with it, if there is anything.
+
+        Raises:
+            ConfigError: It cannot listen there.
+        """
+        if told := exposure(address.host, self.protection):
+            exposed(told)
+        try:
+            return await self.start(address.host, address.port)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot serve metrics on {address}: {error.strerror or error};"
+                " choose another with --http"
+            ) from error
 
     async def stop(self) -> None:
         """Close the listener and its connections. Idempotent."""

@@ -5,7 +5,9 @@ import sys
 import pytest
 from structlog.testing import capture_logs
 
+from flatship_protocol.endpoint import Endpoint
 from flatship_service import http
+from flatship_service.errors import ConfigError
 from flatship_service.http import HttpEndpoint
 
 
@@ -128,6 +130,22 @@ def test_address_in_use_is_reported_and_leaves_nothing_open() -> None:
         await second.stop()
 
     asyncio.run(collide())
+
+
+def test_an_operator_is_told_of_strangers_and_of_an_address_that_cannot_be_had() -> None:
+    async def scenario() -> None:
+        told: list[str] = []
+        first, second = (HttpEndpoint(lambda: b"", lambda: (True, "")) for _ in range(2))
+        _, port = await first.start_at(Endpoint("127.0.0.1", 0), told.append)
+        assert told == []
+        with pytest.raises(
+            ConfigError, match=rf"on 0\.0\.0\.0:{port}: .*; choose another with --http"
+        ):
+            await second.start_at(Endpoint("0.0.0.0", port), told.append)
+        assert ["whoever reaches it may read it" in each for each in told] == [True]
+        await first.stop()
+
+    asyncio.run(scenario())
 
 
 def test_callers_beyond_a_number_are_hung_up_on_until_others_leave(
