@@ -65,7 +65,7 @@ class Running:
             raise
         # From here on nothing fails, and nothing else runs in between.
         logs.set_level(new.log_level)
-        self.endpoint.protection = held_to
+        self.endpoint.protect(held_to)
         stores = {**self.stores, **{name: self.adopt(each) for name, each in fresh.items()}}
         self.paths.update({name: new.datastores[name] for name in fresh})
         gone = [name for name in stores if name not in new.datastores]

@@ -4,6 +4,13 @@ from guard import PAGE, PROMETHEUS, PROTOCOL, RECEIVER, RULES, SERVICE, Guard
 
 GUARDS = (
     Guard(
+        "who may look no longer does not go on looking",
+        f"{SERVICE}/http.py",
+        "            for transport in self._answering:\n                transport.close()\n",
+        "            pass\n",
+        ("tests/unit/test_http_access.py",),
+    ),
+    Guard(
         "callers who ask nothing do not take a daemon's descriptors",
         f"{SERVICE}/http.py",
         "or len(server.connections) >= MAX_CONNECTIONS:",
@@ -22,7 +29,7 @@ GUARDS = (
         f"{RECEIVER}/reconfigure.py",
         "        held_to, waiting = succeeding(self.endpoint.protection, offered)\n",
         "        held_to, waiting = succeeding(self.endpoint.protection, offered)\n"
-        "        self.endpoint.protection = held_to\n",
+        "        self.endpoint.protect(held_to)\n",
         ("tests/unit/test_reload.py",),
     ),
     Guard(

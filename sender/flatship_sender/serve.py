@@ -124,7 +124,8 @@ async def serve(settings: Settings, version: str) -> None:
 
         async def apply(new: Config) -> Sequence[str]:
             offered = await asyncio.to_thread(protection, new.http_access)
-            endpoint.protection, waiting = succeeding(endpoint.protection, offered)
+            held_to, waiting = succeeding(endpoint.protection, offered)
+            endpoint.protect(held_to)
             logs.set_level(new.log_level)
             supervisor.at_once = settings.at_once(new)
             supervisor.read_again()

@@ -61,8 +61,7 @@ class HttpEndpoint:
         render: Returns all metrics in Prometheus' text format.
         health: Returns whether the daemon does its work, and a line that says
             how; an unhealthy daemon answers 503.
-        protection: What callers are held to; another may be set at any time, and counts from the
-            next connection and request on. One with TLS takes the place only of one with TLS.
+        protection: What callers are held to, until ``protect``.
         refused: Told of each login that failed: the reason, and from which address.
         routes: What else is served.
 
@@ -76,6 +75,7 @@ class HttpEndpoint:
     routes: Sequence[Route] = ()
     _runner: "web.AppRunner | None" = field(default=None, init=False)
     _listener: asyncio.Server | None = field(default=None, init=False)
+    _answering: set[asyncio.Transport] = field(default_factory=set, init=False)
     _door: Door = field(default_factory=Door, init=False)
 
     @property
@@ -139,6 +139,17 @@ class HttpEndpoint:
                 " choose another with --http"
             ) from error
 
+    def protect(self, protection: Protection) -> None:
+        """Hold callers to something else from the next connection and request on.
+
+        Those who are being answered are hung up on, and have to ask again: an answer may be one
+        without an end. One with TLS takes the place only of one with TLS.
+        """
+        if protection.users is not self.protection.users:
+            for transport in self._answering:
+                transport.close()
+        self.protection = protection
+
     async def stop(self) -> None:
         """Close the listener and its connections. Idempotent."""
         listener, self._listener = self._listener, None
@@ -183,6 +194,9 @@ class HttpEndpoint:
                 if error.reason == BUSY:
                     return web.Response(status=429, headers={"Retry-After": "1"})
                 return web.Response(status=401, headers={"WWW-Authenticate": CHALLENGE})
+            if (transport := request.transport) is None:
+                raise ConnectionResetError  # it has left
+            self._answering.add(transport)
             try:
                 return await handler(request)
             except (web.HTTPException, ConnectionError):
@@ -190,6 +204,8 @@ class HttpEndpoint:
             except Exception:
                 log.exception("a request failed", path=request.path)
                 return web.Response(status=500, text="internal error; the daemon's log has more\n")
+            finally:
+                self._answering.discard(transport)
 
         return guard
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -17,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from flatship_service import passwords
 from flatship_service.errors import ConfigError
-from flatship_service.http import HttpEndpoint
+from flatship_service.http import HttpEndpoint, Route
 from flatship_service.http_access import (
     HttpAccess,
     Protection,
@@ -165,6 +166,39 @@ def test_a_failed_login_is_refused_and_told(authorization: str) -> None:
     asyncio.run(scenario())
 
 
+def test_who_may_look_no_longer_is_hung_up_on_while_being_answered() -> None:
+    async def forever(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"more to come")
+        await asyncio.Event().wait()
+        return response
+
+    async def scenario() -> None:
+        users = Users({"ada": PasswordHash.of(b"difference")})
+        held_to = Protection(users=users)
+        endpoint = HttpEndpoint(
+            lambda: b"", lambda: (True, ""), held_to, routes=[Route("/page", forever)]
+        )
+        reader, writer = await asyncio.open_connection(*await endpoint.start())
+        try:
+            login = basic("ada", "difference")
+            head = f"GET /page HTTP/1.1\r\nHost: h\r\nAuthorization: {login}\r\n\r\n"
+            writer.write(head.encode())
+            await asyncio.wait_for(reader.readuntil(b"more to come"), 10)
+            endpoint.protect(Protection(users=users))  # the same ones
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(), 0.05)
+            endpoint.protect(Protection(users=Users({"eve": PasswordHash.of(b"another")})))
+            await asyncio.wait_for(reader.read(), 10)
+            assert reader.at_eof()
+        finally:
+            writer.close()
+            await endpoint.stop()
+
+    asyncio.run(scenario())
+
+
 def test_of_many_guesses_at_once_few_wait_and_those_who_are_known_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -214,7 +248,7 @@ def test_a_certificate_that_takes_the_place_of_another_counts_from_the_next_conn
             assert (await ask(address, tls=first))[0] == 200
             second = authority.issue()
             assert (await ask(address, tls=first))[0] == 200
-            listening.endpoint.protection = protection(authority.access)
+            listening.endpoint.protect(protection(authority.access))
             assert (await ask(address, tls=second))[0] == 200
             with pytest.raises(ssl.SSLCertVerificationError):
                 await ask(address, tls=first)
