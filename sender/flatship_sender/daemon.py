@@ -28,7 +28,7 @@ from flatship_sender.incarnations import Incarnations
 from flatship_sender.job import FIRST_PASS, Job
 from flatship_sender.limits import Limiter, worthwhile
 from flatship_sender.observer import Observer, Unobserved
-from flatship_sender.order import Order, Outcome, check_names, disk_names, distinct
+from flatship_sender.order import Order, Outcome, Source, check_names, disk_names, distinct
 from flatship_sender.page_indexes import PageIndexes, Place
 from flatship_sender.passes import Passes
 from flatship_sender.pipeline import Transfer
@@ -78,7 +78,7 @@ def send(order: Order, display: Display, version: str, observer: Observer | None
     check_names(order)
     _check_limited(order, config)
     with ExitStack() as cleanup:
-        sources = [_open(path, order, cleanup) for path in distinct(order.paths)]
+        sources = [_open(source, order, cleanup) for source in distinct(order.sources)]
         held = cleanup.enter_context(claim(order.state, order.receiver.name, order.target.vm))
         jobs = _jobs(sources, order, cleanup)
         workers = Workers(max(2, os.cpu_count() or 1), "flatship-worker")
@@ -315,8 +315,9 @@ def _check_limited(order: Order, config: Config) -> None:
             tell(f"warning: limits.receivers.{name}: there is no such receiver; known: {names}")
 
 
-def _open(path: str, order: Order, cleanup: ExitStack) -> BlockSource:
-    source = open_source(path, live=order.options.live, source_format=order.options.source_format)
+def _open(named: Source, order: Order, cleanup: ExitStack) -> BlockSource:
+    path = named.path
+    source = open_source(path, live=order.options.live, source_format=named.format)
     cleanup.callback(source.close)
     if source.unseen_processes:
         advice = "; run as root to be sure that nobody writes to it" if os.geteuid() else ""

@@ -36,6 +36,14 @@ HARDWARE_VERSIONS: Final = (8, 9, 10, 11, 13, 14, 17, 20)
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """A disk to send: where it is, and what it is said to be; None to recognise it."""
+
+    path: str
+    format: ImageFormat | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """What the disks become at the receiver."""
 
@@ -58,8 +66,7 @@ class SendOptions:
     known of pages may take, of all disks. ``until_downtime`` is how many seconds the final pass may
     take: live passes are made until it does; None for a single one. ``congestion_control``
     is TCP's, None for the file's. ``precedence`` is how the disks share the link. ``in_doubt``
-    is set where an earlier run may have published the very same disks. ``source_format`` is what
-    the sources are; None to recognise it.
+    is set where an earlier run may have published the very same disks.
     """
 
     connections: int
@@ -76,7 +83,6 @@ class SendOptions:
     congestion_control: str | None = None
     precedence: Precedence = Precedence.FAIR
     in_doubt: bool = False
-    source_format: ImageFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,7 @@ class Order:
     ``config`` is the configuration file, None for the system's.
     """
 
-    paths: tuple[str, ...]
+    sources: tuple[Source, ...]
     receiver: Receiver
     identity: Identity
     state: Path
@@ -126,21 +132,22 @@ def check_names(order: Order) -> None:
         NameRefused: VM, disk or datastore cannot be called that.
     """
     target = order.target
-    if len(order.paths) > MAX_DISKS:
+    if len(order.sources) > MAX_DISKS:
         raise UsageError(
-            f"{len(order.paths)} disks are more than a virtual machine can have, {MAX_DISKS};"
+            f"{len(order.sources)} disks are more than a virtual machine can have, {MAX_DISKS};"
             " send those of each machine by a command of its own"
         )
-    for name in disk_names(target.vm, len(order.paths)):
+    for name in disk_names(target.vm, len(order.sources)):
         check_name(name)
     if target.datastore:
         check_name(target.datastore)
 
 
-def distinct(paths: Sequence[str]) -> Sequence[str]:
+def distinct(sources: Sequence[Source]) -> Sequence[Source]:
     """Refuse one disk named twice, which is a slip and would be sent as two."""
     seen: dict[tuple[int, int], str] = {}
-    for path in paths:
+    for source in sources:
+        path = source.path
         try:
             status = os.stat(path)
         except OSError:
@@ -149,4 +156,4 @@ def distinct(paths: Sequence[str]) -> Sequence[str]:
         if disk in seen:
             raise UsageError(f"{path} and {seen[disk]} are the same disk; name it once")
         seen[disk] = path
-    return paths
+    return sources

@@ -155,7 +155,7 @@ def _order(task: Task) -> Order:
         except ValueError as error:
             raise UsageError(f"congestion control {error}") from None
     return Order(
-        tuple(spec.sources),
+        spec.named_sources(),
         Receivers(state).load(spec.receiver),
         load_or_create_identity(state),
         state,
@@ -181,7 +181,6 @@ def _order(task: Task) -> Order:
             until_downtime=spec.until_downtime,
             congestion_control=spec.congestion_control,
             precedence=spec.order,
-            source_format=spec.source_format,
             in_doubt=task.in_doubt,
         ),
         f"flatship-sender resume {task.job}",

@@ -3,6 +3,7 @@
 from typing import Final
 
 from fuzz import (
+    domain_targets,
     file_targets,
     handshake_targets,
     history_targets,
@@ -29,6 +30,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     *journal_targets.TARGETS,
     *file_targets.TARGETS,
     *image_targets.TARGETS,
+    *domain_targets.TARGETS,
 )
 
 BY_NAME: Final = {target.name: target for target in TARGETS}

@@ -28,7 +28,7 @@ from flatship_protocol.messages import Adapter, DiskFormat, Provisioning
 from flatship_sender.client import Lifetime
 from flatship_sender.daemon import send
 from flatship_sender.display import Silent
-from flatship_sender.order import Order, SendOptions, Target
+from flatship_sender.order import Order, SendOptions, Source, Target
 from flatship_sender.receivers import Receivers
 from flatship_service.keys import load_or_create_identity
 
@@ -179,7 +179,7 @@ def test_connections_are_replaced_on_the_way(pair: Pair, vm: str, tmp_path: Path
     source = make_data_disk(tmp_path / "disk.raw", 32 * MIB)
     state = pair.sender.state
     order = Order(
-        (str(source),),
+        (Source(str(source)),),
         Receivers(state).load("esx"),
         load_or_create_identity(state),
         state,

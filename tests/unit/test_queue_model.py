@@ -37,6 +37,9 @@ def test_a_job_of_three_words_has_the_defaults_of_send() -> None:
         {"sources": ["/a", "/./a"]},
         {"sources": ["/a"] * 257},
         {"sources": ["/" + "a" * 4096]},
+        {"source_format": []},
+        {"source_format": ["raw", "raw"]},
+        {"source_format": ["floppy"]},
         {"receiver": "../store"},
         {"receiver": "store1\n"},
         {"vm": ""},
@@ -57,6 +60,20 @@ def test_a_job_that_no_worker_could_send_is_refused_where_it_is_decoded(
 ) -> None:
     with pytest.raises(msgspec.ValidationError):
         decoded(**refused)
+
+
+def test_a_format_is_that_of_all_sources_or_each_has_its_own() -> None:
+    web = {"sources": ["/a", "/b"]}
+    for said, meant in (
+        (None, (None, None)),
+        ("qcow2", ("qcow2", "qcow2")),
+        (["raw", None], ("raw", None)),
+    ):
+        sources = decoded(**web, source_format=said).spec.named_sources()
+        assert [each.path for each in sources] == ["/a", "/b"]
+        assert tuple(each.format for each in sources) == meant
+    with pytest.raises(msgspec.ValidationError, match="lists 1 formats, and there are 2 sources"):
+        decoded(**web, source_format=["raw"])
 
 
 def test_a_refusal_of_a_name_says_what_to_do() -> None:

@@ -11,7 +11,7 @@ from flatship_sender.cli import cli
 from flatship_sender.daemon import send as send_disks
 from flatship_sender.display import Silent
 from flatship_sender.limits import worthwhile
-from flatship_sender.order import Order, SendOptions, Target
+from flatship_sender.order import Order, SendOptions, Source, Target
 from flatship_sender.receivers import Receiver
 from flatship_service.keys import Identity
 
@@ -91,6 +91,6 @@ def test_more_disks_than_a_machine_can_have_are_refused(tmp_path: Path) -> None:
         "web", "", DiskFormat.VMFS, Provisioning.THIN, Adapter.LSILOGIC, 14, replace=False
     )
     options = SendOptions(4, "auto", None, live=False, dry_run=False, http=None)
-    paths = tuple(f"/dev/vg0/{number}" for number in range(257))
+    sources = tuple(Source(f"/dev/vg0/{number}") for number in range(257))
     with pytest.raises(UsageError, match="257 disks are more than a virtual machine can have"):
-        send_disks(Order(paths, receiver, identity, tmp_path, target, options), Silent(), "0")
+        send_disks(Order(sources, receiver, identity, tmp_path, target, options), Silent(), "0")

@@ -1,6 +1,6 @@
 """The options that say what is sent and how: the same ones for ``send`` and ``submit``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, Final, TypedDict, TypeVar
@@ -8,6 +8,7 @@ from typing import Any, Final, TypedDict, TypeVar
 import click
 
 from flatship_protocol.endpoint import parse_endpoint
+from flatship_sender.commands.sources import Choice
 from flatship_sender.compression import MAX_LEVEL, MIN_LEVEL, Policy
 from flatship_sender.config import MIN_LIMIT, TOO_LOW
 from flatship_sender.order import (
@@ -17,13 +18,12 @@ from flatship_sender.order import (
     HARDWARE_VERSIONS,
     MAX_CONNECTIONS,
     PROVISIONINGS,
+    Source,
 )
 from flatship_sender.page_indexes import DEFAULT_LIMIT
 from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.queue.model import JobSpec
 from flatship_sender.sharing import Precedence
-from flatship_sender.sources.containers import READABLE, ImageFormat
-from flatship_sender.sources.lvm.names import expand
 from flatship_service.cli import CONGESTION_CONTROL, DURATION, SIZE, Parsed
 from flatship_service.units import DURATION_EXPECTED, parse_duration, parse_rate
 
@@ -34,12 +34,11 @@ class Work(TypedDict):
     """What the options come to, under the names and in the types of ``JobSpec``."""
 
     receiver: str
-    vm: str
-    source_format: ImageFormat | None
+    vm: str  # empty for that of a domain
     datastore: str
     provisioning: str
     format: str
-    adapter: str
+    adapter: str  # empty for what suits the disks
     hardware_version: int
     replace: bool
     live: bool
@@ -66,13 +65,28 @@ def check_work(work: Work) -> None:
         )
 
 
-def spec_of(sources: tuple[str, ...], work: Work) -> JobSpec:
+def settle(work: Work, choice: Choice) -> Work:
+    """Put what was chosen in the place of what was left open.
+
+    Raises:
+        click.UsageError: The machine has no name.
+    """
+    adapter = work["adapter"] or choice.adapter
+    return {**work, "vm": choice.machine(work["vm"]), "adapter": adapter}
+
+
+def spec_of(sources: Sequence[Source], work: Work) -> JobSpec:
     """What the daemon, which has a working directory of its own, is to be asked for.
 
     Raises:
         ValueError: The daemon would refuse it.
     """
-    return JobSpec(sources=[_absolute(source) for source in sources], **work)  # type: ignore[arg-type]  # of options that allow nothing else
+    formats = [source.format for source in sources]
+    return JobSpec(
+        sources=[_absolute(source.path) for source in sources],
+        source_format=formats[0] if len(set(formats)) == 1 else formats,
+        **work,  # type: ignore[arg-type]  # of options that allow nothing else
+    )
 
 
 def _absolute(source: str) -> str:
@@ -115,33 +129,9 @@ def _precedence(_context: click.Context, _parameter: click.Parameter, value: str
     return Precedence(value)
 
 
-def _sources(
-    _context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]
-) -> tuple[str, ...]:
-    return tuple(expand(value))
+def _given(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str:
+    return value or ""
 
-
-def sources_argument(*, required: bool = True) -> Callable[[F], F]:
-    """Add ``SOURCE...``: paths, in the place of names of LVM volumes, too."""
-    return click.argument(
-        "sources", metavar="SOURCE...", nargs=-1, required=required, callback=_sources
-    )
-
-
-def _source_format(
-    _context: click.Context, _parameter: click.Parameter, value: str
-) -> ImageFormat | None:
-    return None if value == "auto" else ImageFormat(value)
-
-
-source_format_option = click.option(
-    "--source-format",
-    type=click.Choice(["auto", *(each.value for each in READABLE)]),
-    default="auto",
-    show_default=True,
-    callback=_source_format,
-    help="What each SOURCE is: a raw disk, or a disk image; auto recognises it.",
-)
 
 ADDRESS: Final = Parsed("host:port", parse_endpoint)
 _DOWNTIME: Final = Parsed("duration", _downtime)
@@ -152,8 +142,12 @@ _OPTIONS: Final = (
     click.option(
         "--to", "receiver", metavar="NAME", required=True, help="The receiver, by its name."
     ),
-    click.option("--vm", metavar="VM", required=True, help="The virtual machine's name there."),
-    source_format_option,
+    click.option(
+        "--vm",
+        metavar="VM",
+        callback=_given,
+        help="The virtual machine's name there; that of the --domain if absent.",
+    ),
     click.option(
         "--datastore", metavar="D", default="", help="Which datastore; its first if absent."
     ),
@@ -174,10 +168,9 @@ _OPTIONS: Final = (
     click.option(
         "--adapter",
         type=click.Choice(list(ADAPTERS)),
-        default="lsilogic",
-        show_default=True,
+        callback=_given,
         help="lsilogic stands for PVSCSI, SAS, SATA and NVMe too; choose those in the VM's"
-        " settings.",
+        " settings.  [default: lsilogic; ide for a --domain with nothing but IDE disks]",
     ),
     click.option(
         "--hardware-version",

@@ -6,15 +6,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from flatship_protocol.messages import Adapter, DiskFormat
-from flatship_sender.commands.options import (
-    COMPRESSION,
-    LIMIT,
-    source_format_option,
-    sources_argument,
-)
+from flatship_protocol.messages import DiskFormat
+from flatship_sender.commands.options import COMPRESSION, LIMIT
+from flatship_sender.commands.sources import Selection, sources_options
 from flatship_sender.compression import MAX_LEVEL, MIN_LEVEL, Policy
 from flatship_sender.order import (
+    ADAPTERS,
     DEFAULT_CONNECTIONS,
     MAX_CONNECTIONS,
     PROVISIONINGS,
@@ -24,7 +21,6 @@ from flatship_sender.order import (
     distinct,
 )
 from flatship_sender.receivers import Receivers
-from flatship_sender.sources.containers import ImageFormat
 from flatship_sender.sources.opening import open_source
 from flatship_service.cli import config_option, state_option
 from flatship_service.keys import load_or_create_identity
@@ -35,10 +31,9 @@ HARDWARE_VERSION = 14
 
 
 @click.command(short_help="Foresee what sending disks will take.")
-@sources_argument(required=False)
+@sources_options
 @click.option("--to", "receiver", metavar="NAME", required=True, help="The receiver, by its name.")
-@click.option("--vm", metavar="VM", default=UNNAMED, help="The virtual machine's name there.")
-@source_format_option
+@click.option("--vm", metavar="VM", default="", help="The virtual machine's name there.")
 @click.option("--datastore", metavar="D", default="", help="Which datastore; its first if absent.")
 @click.option(
     "--provisioning",
@@ -81,10 +76,9 @@ HARDWARE_VERSION = 14
 @config_option
 @state_option
 def plan(
-    sources: tuple[str, ...],
+    selection: Selection,
     receiver: str,
     vm: str,
-    source_format: ImageFormat | None,
     datastore: str,
     provisioning: str,
     limit: int | None,
@@ -104,28 +98,27 @@ def plan(
     if prometheus is not None:
         from flatship_sender.forecast.fleet_command import plan_wave  # noqa: PLC0415
 
-        of_wave = plan_wave(prometheus, sources, wave, receiver, limit, config)
+        of_wave = plan_wave(prometheus, selection.names(), wave, receiver, limit, config)
         click.echo(msgspec.json.encode(of_wave.report) if as_json else of_wave.words)
         return
     if wave is not None:
         raise click.UsageError("--wave is planned from what Prometheus has recorded: add --from")
-    if not sources:
-        raise click.UsageError("name at least one SOURCE")
+    choice = selection.choose(may_run=True)
     from flatship_sender.forecast.command import make_plan  # noqa: PLC0415  # few plan
     from flatship_sender.forecast.words import describe  # noqa: PLC0415
 
     folder = state_folder("sender", state)
     order = Order(
-        sources,
+        choice.sources,
         Receivers(folder).load(receiver),
         load_or_create_identity(folder),
         folder,
         Target(
-            vm,
+            choice.machine(vm, UNNAMED),
             datastore,
             DiskFormat.VMFS,
             PROVISIONINGS[provisioning],
-            Adapter.LSILOGIC,
+            ADAPTERS[choice.adapter],
             HARDWARE_VERSION,
             replace=False,
         ),
@@ -134,8 +127,8 @@ def plan(
     )
     with ExitStack() as cleanup:
         opened = []
-        for path in distinct(sources):
-            opened.append(open_source(path, live=True, source_format=source_format))
+        for source in distinct(choice.sources):
+            opened.append(open_source(source.path, live=True, source_format=source.format))
             cleanup.callback(opened[-1].close)
         answer = make_plan(order, opened, rate)
     click.echo(msgspec.json.encode(answer) if as_json else describe(answer))

@@ -16,16 +16,25 @@ from flatship_sender.commands.options import (
     ADDRESS,
     Work,
     check_work,
-    sources_argument,
+    settle,
     spec_of,
     work_options,
 )
+from flatship_sender.commands.sources import Selection, sources_options
 from flatship_sender.control.answers import Status
 from flatship_sender.control.client import Daemon
 from flatship_sender.control.faults import Refused
 from flatship_sender.control.following import Follower
 from flatship_sender.display import Display, choose_display
-from flatship_sender.order import ADAPTERS, FORMATS, PROVISIONINGS, Order, SendOptions, Target
+from flatship_sender.order import (
+    ADAPTERS,
+    FORMATS,
+    PROVISIONINGS,
+    Order,
+    SendOptions,
+    Source,
+    Target,
+)
 from flatship_sender.queue.model import Job, JobSpec, JobState, Submission
 from flatship_sender.receivers import Receivers
 from flatship_sender.results import SendResult, from_progress, render_table, to_json
@@ -61,7 +70,7 @@ class JobFailed(OperatorError):
 
 
 @click.command(short_help="Send disks, prove them, publish them.")
-@sources_argument()
+@sources_options
 @work_options
 @click.option("--dry-run", is_flag=True, help="Ask the receiver whether it would take the disks.")
 @click.option("--http", type=ADDRESS, help="Serve metrics here while it runs.")
@@ -72,7 +81,7 @@ class JobFailed(OperatorError):
 @state_option
 @socket_option
 def send(
-    sources: tuple[str, ...],
+    selection: Selection,
     dry_run: bool,
     http: Endpoint | None,
     as_json: bool,
@@ -85,9 +94,11 @@ def send(
 ) -> int:
     """Send each SOURCE, a raw disk or a disk image; publish it as a VMDK once it is proven."""
     check_work(work)
+    choice = selection.choose(may_run=work["live"])
+    work = settle(work, choice)
     display = choose_display(sys.stderr, json=as_json, quiet=quiet)
     own = alone or dry_run or http is not None or config is not None
-    if not own and (spec := _job(sources, work)) is not None:
+    if not own and (spec := _job(choice.sources, work)) is not None:
         daemon = daemon_at(state, socket)
         if _takes_work(daemon):
             return _through(daemon, spec, display, as_json=as_json)
@@ -95,7 +106,7 @@ def send(
 
     folder = state_folder("sender", state)
     order = Order(
-        sources,
+        choice.sources,
         Receivers(folder).load(work["receiver"]),
         load_or_create_identity(folder),
         folder,
@@ -121,7 +132,6 @@ def send(
             until_downtime=work["until_downtime"],
             congestion_control=work["congestion_control"],
             precedence=work["order"],
-            source_format=work["source_format"],
         ),
         _command_line(),
         config,
@@ -137,7 +147,7 @@ def send(
     return outcome.exit_code
 
 
-def _job(sources: tuple[str, ...], work: Work) -> JobSpec | None:
+def _job(sources: tuple[Source, ...], work: Work) -> JobSpec | None:
     """The work as a job; None if it can be none: then this process says what is wrong with it."""
     try:
         return spec_of(sources, work)

@@ -12,10 +12,11 @@ from flatship_sender.commands.moment import parse_moment
 from flatship_sender.commands.options import (
     Work,
     check_work,
-    sources_argument,
+    settle,
     spec_of,
     work_options,
 )
+from flatship_sender.commands.sources import Selection, sources_options
 from flatship_sender.queue.model import MAX_KEY, MAX_PRIORITY, Job, Submission
 from flatship_service.cli import Parsed
 
@@ -28,7 +29,7 @@ class _Submitted(msgspec.Struct):
 
 
 @click.command(short_help="Give the daemon disks to send.")
-@sources_argument()
+@sources_options
 @work_options
 @click.option(
     "--priority",
@@ -51,7 +52,7 @@ class _Submitted(msgspec.Struct):
 @click.option("--json", "as_json", is_flag=True, help="The job as a JSON object.")
 @daemon_options
 def submit(
-    sources: tuple[str, ...],
+    selection: Selection,
     priority: int,
     not_before: float | None,
     key: str | None,
@@ -64,9 +65,14 @@ def submit(
     check_work(work)
     if key is not None and not 1 <= len(key) <= MAX_KEY:
         raise click.UsageError(f"a key has 1 to {MAX_KEY} characters, this one has {len(key)}")
+    # What is for later is not looked at now: whether the domain is shut off shows when it starts.
+    choice = selection.choose(may_run=work["live"] or not_before is not None)
     try:
         submission = Submission(
-            spec=spec_of(sources, work), priority=priority, not_before=not_before, key=key
+            spec=spec_of(choice.sources, settle(work, choice)),
+            priority=priority,
+            not_before=not_before,
+            key=key,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None

@@ -178,7 +178,7 @@ def _projected(order: Order, disks: Sequence[Disk]) -> Range | None:
 
 
 def _names(order: Order) -> list[str]:
-    return disk_names(order.target.vm, len(order.paths))
+    return disk_names(order.target.vm, len(order.sources))
 
 
 def _workers() -> int:

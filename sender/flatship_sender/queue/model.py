@@ -15,7 +15,13 @@ from flatship_protocol.constants import MAX_NAME_LENGTH
 from flatship_protocol.names import name_problem
 from flatship_sender.compression import MAX_LEVEL, MIN_LEVEL
 from flatship_sender.config import MIN_LIMIT
-from flatship_sender.order import DEFAULT_CONNECTIONS, MAX_CONNECTIONS, MAX_DISKS, disk_names
+from flatship_sender.order import (
+    DEFAULT_CONNECTIONS,
+    MAX_CONNECTIONS,
+    MAX_DISKS,
+    Source,
+    disk_names,
+)
 from flatship_sender.page_indexes import DEFAULT_LIMIT
 from flatship_sender.persistence import DEFAULT_PATIENCE
 from flatship_sender.results import SendResult
@@ -74,7 +80,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     ``sources`` are absolute paths on the daemon's host. Rates are in bytes a second on the
     wire, ``until_downtime`` and ``patience`` in seconds, ``index_limit`` in bytes.
-    ``source_format`` is what the sources are; null to recognise it.
+    ``source_format`` is what the sources are, all of them, or in a list each of them; null to
+    recognise it.
 
     Raises:
         ValueError: The parts do not fit together, or one cannot be a path or a name.
@@ -83,7 +90,11 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     sources: Annotated[list[Path], msgspec.Meta(min_length=1, max_length=MAX_DISKS)]
     receiver: ReceiverName
     vm: Name
-    source_format: ImageFormat | None = None
+    source_format: (
+        ImageFormat
+        | Annotated[list[ImageFormat | None], msgspec.Meta(min_length=1, max_length=MAX_DISKS)]
+        | None
+    ) = None
     datastore: Datastore = ""
     format: Literal["vmfs", "monolithicFlat", "twoGbMaxExtentFlat"] = "vmfs"
     provisioning: Literal["thin", "thick", "eager"] = "thin"
@@ -113,10 +124,23 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             _check_path(source)
         if len(paths_of(self.sources)) < len(self.sources):
             raise ValueError("a source is named twice; name it once")
+        if len(self._formats()) != len(self.sources):
+            raise ValueError(
+                f"source_format lists {len(self._formats())} formats, and there are"
+                f" {len(self.sources)} sources; give one for each, or one for all"
+            )
         for name in disk_names(self.vm, len(self.sources)):
             _check("vm", name)
         if self.datastore:
             _check("datastore", self.datastore)
+
+    def named_sources(self) -> tuple[Source, ...]:
+        """The sources, each with what it is."""
+        return tuple(map(Source, self.sources, self._formats()))
+
+    def _formats(self) -> list[ImageFormat | None]:
+        said = self.source_format
+        return said if isinstance(said, list) else [said] * len(self.sources)
 
 
 class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

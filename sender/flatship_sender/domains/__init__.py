@@ -1,0 +1,1 @@
+"""libvirt's domains: which disks a virtual machine has."""
