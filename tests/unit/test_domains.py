@@ -332,6 +332,14 @@ def test_options_about_disks_that_do_not_fit_together_are_refused(
         selection.choose(may_run=True)
 
 
+def test_another_host_that_is_named_is_not_even_called(
+    libvirt: Callable[[FakeLibvirt], None],
+) -> None:
+    libvirt(FakeLibvirt(domain(disk())))
+    with pytest.raises(UsageError, match="another host"):
+        Selection((), None, "web01", "qemu+ssh://kvm2/system").choose(may_run=True)
+
+
 def test_a_wave_is_not_of_a_domain() -> None:
     words = ["plan", "--to", "esx", "--from", "http://localhost:1", "--domain", "web01"]
     run = CliRunner().invoke(cli, words)

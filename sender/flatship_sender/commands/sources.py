@@ -91,9 +91,13 @@ class Selection:
             raise click.UsageError(
                 "the --domain says what its disks are; leave --source-format out"
             )
-        from flatship_sender.domains.resolve import resolve  # noqa: PLC0415  # few name one
+        from flatship_sender.domains.resolve import (  # noqa: PLC0415  # few name one
+            check_here,
+            resolve,
+        )
         from flatship_sender.domains.virsh import Virsh  # noqa: PLC0415
 
+        check_here(self.connect or "")  # before virsh calls there, by ssh, for one
         found = resolve(self.domain, Virsh(self.connect), may_run=may_run)
         tell(found.words)
         return Choice(found.sources, found.name, found.adapter)

@@ -90,7 +90,7 @@ def resolve(asked: str, libvirt: Libvirt, *, may_run: bool) -> Resolved:
     """
     if not asked:
         raise UsageError("a domain has a name; see virsh list --all")
-    _check_here(libvirt.uri())
+    check_here(libvirt.uri())
     try:
         # The state first: one that starts from now on is seen by its hold on the disks.
         state = libvirt.state(asked)
@@ -120,8 +120,12 @@ def resolve(asked: str, libvirt: Libvirt, *, may_run: bool) -> Resolved:
     return Resolved(domain.name, sources, adapter, words)
 
 
-def _check_here(uri: str) -> None:
-    """Refuse another host's libvirt: the paths that it names are not here."""
+def check_here(uri: str) -> None:
+    """Refuse another host's libvirt: the paths that it names are not here.
+
+    Raises:
+        UsageError: It is one.
+    """
     try:
         host = urlsplit(uri).hostname or ""
     except ValueError:
