@@ -26,7 +26,7 @@ from flatship_sender.downtimes import Disk, Downtimes
 from flatship_sender.forecast.hindsight import judge
 from flatship_sender.incarnations import Incarnations
 from flatship_sender.job import FIRST_PASS, Job
-from flatship_sender.limits import Limiter, worthwhile
+from flatship_sender.limits import Limiter, limits_kept, worthwhile
 from flatship_sender.observer import Observer, Unobserved
 from flatship_sender.order import Order, Outcome, Source, check_names, disk_names, distinct
 from flatship_sender.page_indexes import PageIndexes, Place
@@ -35,14 +35,23 @@ from flatship_sender.pipeline import Transfer
 from flatship_sender.progress import DiskProgress, TransferProgress
 from flatship_sender.receivers import Receivers
 from flatship_sender.shares import Table
+from flatship_sender.snapshot_watch import (
+    finish_in_peace,
+    interruptible,
+    remove_leftovers,
+    renew,
+    watched,
+)
 from flatship_sender.sources.base import BlockSource
+from flatship_sender.sources.lvm.volume_snapshots import VolumeSnapshots, snapshot_notes
+from flatship_sender.sources.lvm.volumes import Lvm
 from flatship_sender.sources.opening import open_source
 from flatship_sender.throttle import Throttle
 from flatship_service.cli import INTERRUPTED, tell
 from flatship_service.http import HttpEndpoint
 from flatship_service.http_access import HttpAccess, protection
 from flatship_service.leaving import leave_without_threads
-from flatship_service.signals import on_hangup, stop_on_signal
+from flatship_service.signals import stop_on_signal
 from flatship_service.workers import Workers
 
 if TYPE_CHECKING:
@@ -77,8 +86,12 @@ def send(order: Order, display: Display, version: str, observer: Observer | None
     begun = time.monotonic()
     check_names(order)
     _check_limited(order, config)
+    snapshots = VolumeSnapshots(Lvm(), snapshot_notes())
     with ExitStack() as cleanup:
-        sources = [_open(source, order, cleanup) for source in distinct(order.sources)]
+        if order.options.snapshot:
+            cleanup.enter_context(interruptible())
+        remove_leftovers(snapshots)
+        sources = [_open(source, order, snapshots, cleanup) for source in distinct(order.sources)]
         held = cleanup.enter_context(claim(order.state, order.receiver.name, order.target.vm))
         jobs = _jobs(sources, order, cleanup)
         workers = Workers(max(2, os.cpu_count() or 1), "flatship-worker")
@@ -87,6 +100,8 @@ def send(order: Order, display: Display, version: str, observer: Observer | None
         cleanup.callback(table.close)
         observer = observer or Unobserved()
         command = _Command(order, config, table, jobs, held, workers, begun, observer)
+        if order.options.snapshot:
+            cleanup.callback(finish_in_peace)
         return uvloop.run(_send(command, display, version))
 
 
@@ -169,7 +184,8 @@ async def _send(command: _Command, display: Display, version: str) -> Outcome:
             await cleanup.enter_async_context(served)
             await cleanup.enter_async_context(viewers.kept_up())
         stop = cleanup.enter_context(stop_on_signal(asyncio.get_running_loop()))
-        await cleanup.enter_async_context(_limits_kept(limiter, stop))
+        await cleanup.enter_async_context(limits_kept(limiter, stop))
+        await cleanup.enter_async_context(watched(command.jobs, workers))
         await cleanup.enter_async_context(following(display, progress))
         passes = _passes(command, incarnations, progress)
         running = asyncio.create_task(passes.run())
@@ -201,6 +217,7 @@ def _passes(
         budget=options.until_downtime,
         workers=command.workers.count,
         begun=command.begun,
+        renew=partial(renew, command.jobs, command.workers),
     )
 
 
@@ -238,26 +255,6 @@ async def _finish(
     except asyncio.CancelledError:
         return None  # each disk says what became of it
     return None
-
-
-@asynccontextmanager
-async def _limits_kept(limiter: Limiter, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Have limits follow the clock and the other runs, and SIGHUP read them again."""
-    loop = asyncio.get_running_loop()
-    tasks = {loop.create_task(limiter.run())}
-
-    def read_again() -> None:
-        task = loop.create_task(limiter.read_again())
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    with on_hangup(loop, read_again, stop.set):
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
 
 
 def _metrics(progress: TransferProgress, version: str) -> "SenderMetrics":
@@ -315,9 +312,17 @@ def _check_limited(order: Order, config: Config) -> None:
             tell(f"warning: limits.receivers.{name}: there is no such receiver; known: {names}")
 
 
-def _open(named: Source, order: Order, cleanup: ExitStack) -> BlockSource:
-    path = named.path
-    source = open_source(path, live=order.options.live, source_format=named.format)
+def _open(
+    named: Source, order: Order, snapshots: VolumeSnapshots, cleanup: ExitStack
+) -> BlockSource:
+    path, options = named.path, order.options
+    source = open_source(
+        path,
+        live=options.live,
+        source_format=named.format,
+        snapshots=snapshots if options.snapshot and not options.dry_run else None,
+        room=options.snapshot_size,
+    )
     cleanup.callback(source.close)
     if source.unseen_processes:
         advice = "; run as root to be sure that nobody writes to it" if os.geteuid() else ""

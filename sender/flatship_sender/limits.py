@@ -6,7 +6,8 @@ may jump: the rate follows within a second, and bytes are counted by another clo
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
 from math import inf
 from typing import Final
@@ -18,6 +19,7 @@ from flatship_sender.shares import Caution, Entry, Table, own_share
 from flatship_sender.throttle import Throttle
 from flatship_service.cli import tell
 from flatship_service.errors import ConfigError
+from flatship_service.signals import on_hangup
 from flatship_service.units import format_rate
 from flatship_service.workers import Workers
 
@@ -158,3 +160,23 @@ def worthwhile(connections: int, limit: float) -> int:
     if limit == inf:
         return connections
     return min(connections, max(1, int(limit // WORTH_A_CONNECTION)))
+
+
+@asynccontextmanager
+async def limits_kept(limiter: Limiter, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Have limits follow the clock and the other runs, and SIGHUP read them again."""
+    loop = asyncio.get_running_loop()
+    tasks = {loop.create_task(limiter.run())}
+
+    def read_again() -> None:
+        task = loop.create_task(limiter.read_again())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    with on_hangup(loop, read_again, stop.set):
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)

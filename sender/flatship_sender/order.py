@@ -66,7 +66,9 @@ class SendOptions:
     known of pages may take, of all disks. ``until_downtime`` is how many seconds the final pass may
     take: live passes are made until it does; None for a single one. ``congestion_control``
     is TCP's, None for the file's. ``precedence`` is how the disks share the link. ``in_doubt``
-    is set where an earlier run may have published the very same disks.
+    is set where an earlier run may have published the very same disks. With ``snapshot`` volumes
+    are read by way of one, for which a thick one gives ``snapshot_size`` bytes of its group; None
+    for the usual.
     """
 
     connections: int
@@ -83,6 +85,8 @@ class SendOptions:
     congestion_control: str | None = None
     precedence: Precedence = Precedence.FAIR
     in_doubt: bool = False
+    snapshot: bool = False
+    snapshot_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

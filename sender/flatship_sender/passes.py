@@ -5,7 +5,7 @@ counters that go on over all of them.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +30,10 @@ class Sessions(Protocol):
         ...
 
 
+async def _as_it_is() -> None:
+    """Have the next pass read the sources as they are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Clocks:
     """``monotonic`` stamps progress, ``wall`` counts from 1970; both in seconds."""
@@ -49,6 +53,7 @@ class Passes:
         budget: Seconds that the final pass may take; None for one live pass, whatever it shows.
         workers: Threads that read and digest.
         begun: When the command began, on the monotonic clock.
+        renew: Brings the sources up to date for another pass.
         clocks: Where the time comes from.
     """
 
@@ -62,6 +67,7 @@ class Passes:
         budget: float | None,
         workers: int,
         begun: float,
+        renew: Callable[[], Awaitable[None]] = _as_it_is,
         clocks: Clocks | None = None,
     ) -> None:
         self._sessions = sessions
@@ -71,6 +77,7 @@ class Passes:
         self._budget = budget
         self._workers = workers
         self._begun = begun
+        self._renew = renew
         self._clocks = clocks or Clocks()
 
     async def run(self) -> None:
@@ -79,6 +86,7 @@ class Passes:
         Raises:
             DoesNotConverge: More passes would not help.
             Cancelled: The command was stopped between two passes.
+            SourceError: A source cannot be brought up to date.
             TransferError: A session failed, as ``Incarnations.run`` says.
         """
         earlier = self._downtimes.load()
@@ -100,6 +108,7 @@ class Passes:
                 raise DoesNotConverge(report, self._budget)
             if self._sessions.stopped:
                 raise Cancelled
+            await self._renew()
             if not self._sessions.begin_pass():
                 return
 

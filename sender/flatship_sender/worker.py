@@ -181,6 +181,8 @@ def _order(task: Task) -> Order:
             until_downtime=spec.until_downtime,
             congestion_control=spec.congestion_control,
             precedence=spec.order,
+            snapshot=spec.snapshot,
+            snapshot_size=spec.snapshot_size,
             in_doubt=task.in_doubt,
         ),
         f"flatship-sender resume {task.job}",

@@ -37,6 +37,7 @@ class World:
             "esx", "web", [DiskProgress(f"s{n}", f"web/{n}", SIZE) for n in range(disks)]
         )
         self.warnings: list[str] = []
+        self.renewed: list[int] = []  # after which passes the sources were brought up to date
 
     async def run(self) -> None:
         self.passes += 1
@@ -67,6 +68,9 @@ class World:
             disk.begin_again()
         return bool(again)
 
+    async def renew(self) -> None:
+        self.renewed.append(self.passes)
+
     def go(self, state: Path, budget: float | None = None) -> None:
         identities = [Disk(disk.source, disk.size) for disk in self.progress.disks]
         passes = Passes(
@@ -77,6 +81,7 @@ class World:
             budget=budget,
             workers=2,
             begun=self.now - 1.0,
+            renew=self.renew,
             clocks=Clocks(lambda: self.now, lambda: self.now + 1e9),
         )
         asyncio.run(passes.run())
@@ -112,6 +117,7 @@ def test_passes_end_when_the_downtime_fits(tmp_path: Path) -> None:
         Verdict.FITS,
     ]
     assert "shut the guest down now" in pass_line(world.progress.passes[-1])
+    assert world.renewed == [1, 2, 3]
 
 
 def test_passes_that_do_not_get_shorter_end_with_what_to_do(tmp_path: Path) -> None:

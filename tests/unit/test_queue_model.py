@@ -47,6 +47,8 @@ def test_a_job_of_three_words_has_the_defaults_of_send() -> None:
         {"vm": "a" * 81},
         {"datastore": "a/b"},
         {"until_downtime": 60},
+        {"snapshot": True},
+        {"snapshot_size": 1 << 30, "live": True},
         {"until_downtime": 0, "live": True},
         {"connections": 15},
         {"compression": 20},

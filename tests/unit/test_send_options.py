@@ -54,6 +54,19 @@ def test_a_limit_is_shared_by_no_more_connections_than_it_can_feed(
     assert worthwhile(asked, limit) == used
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--snapshot",), "needs --live"),
+        (("--live", "--snapshot-size", "1GiB"), "add --snapshot"),
+    ],
+)
+def test_snapshots_are_for_what_is_in_use(options: tuple[str, ...], says: str) -> None:
+    exit_code, output = send(*options)
+    assert exit_code == 2
+    assert says in output
+
+
 @pytest.mark.parametrize("patience", ["soon", "-1", "1x", ""])
 def test_patience_is_a_duration(patience: str) -> None:
     exit_code, output = send("--patience", patience)

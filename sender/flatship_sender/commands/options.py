@@ -42,6 +42,8 @@ class Work(TypedDict):
     hardware_version: int
     replace: bool
     live: bool
+    snapshot: bool
+    snapshot_size: int | None
     until_downtime: float | None
     order: Precedence
     limit: int | None
@@ -63,6 +65,10 @@ def check_work(work: Work) -> None:
         raise click.UsageError(
             "--until-downtime repeats passes over a source that is in use, so it needs --live"
         )
+    if work["snapshot"] and not work["live"]:
+        raise click.UsageError("--snapshot is for a volume that is in use, so it needs --live")
+    if work["snapshot_size"] is not None and not work["snapshot"]:
+        raise click.UsageError("--snapshot-size says how large a snapshot is: add --snapshot")
 
 
 def settle(work: Work, choice: Choice) -> Work:
@@ -182,6 +188,17 @@ _OPTIONS: Final = (
     ),
     click.option("--replace", is_flag=True, help="Replace a disk that is there, once proven."),
     click.option("--live", is_flag=True, help="Read a source that is in use; it is not published."),
+    click.option(
+        "--snapshot",
+        is_flag=True,
+        help="With --live: read LVM volumes as they are at one moment, by way of a snapshot.",
+    ),
+    click.option(
+        "--snapshot-size",
+        type=SIZE,
+        help="Room for what a guest writes to a thick volume meanwhile, in its volume group."
+        "  [default: a fifth of the volume]",
+    ),
     click.option(
         "--until-downtime",
         type=_DOWNTIME,

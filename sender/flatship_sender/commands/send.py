@@ -132,6 +132,8 @@ def send(
             until_downtime=work["until_downtime"],
             congestion_control=work["congestion_control"],
             precedence=work["order"],
+            snapshot=work["snapshot"],
+            snapshot_size=work["snapshot_size"],
         ),
         _command_line(),
         config,

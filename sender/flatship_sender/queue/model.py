@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
-from flatship_protocol.constants import MAX_NAME_LENGTH
+from flatship_protocol.constants import MAX_DISK_SIZE, MAX_NAME_LENGTH
 from flatship_protocol.names import name_problem
 from flatship_sender.compression import MAX_LEVEL, MIN_LEVEL
 from flatship_sender.config import MIN_LIMIT
@@ -79,9 +79,9 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """What to send and how, in the words and with the defaults of ``send``.
 
     ``sources`` are absolute paths on the daemon's host. Rates are in bytes a second on the
-    wire, ``until_downtime`` and ``patience`` in seconds, ``index_limit`` in bytes.
-    ``source_format`` is what the sources are, all of them, or in a list each of them; null to
-    recognise it.
+    wire, ``until_downtime`` and ``patience`` in seconds, ``index_limit`` and ``snapshot_size`` in
+    bytes. ``source_format`` is what the sources are, all of them, or in a list each of them; null
+    to recognise it.
 
     Raises:
         ValueError: The parts do not fit together, or one cannot be a path or a name.
@@ -102,6 +102,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     hardware_version: Literal[8, 9, 10, 11, 13, 14, 17, 20] = 14
     replace: bool = False
     live: bool = False
+    snapshot: bool = False
+    snapshot_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_DISK_SIZE)] | None = None
     until_downtime: Annotated[float, msgspec.Meta(gt=0, le=_YEAR)] | None = None
     connections: Annotated[int, msgspec.Meta(ge=1, le=MAX_CONNECTIONS)] = DEFAULT_CONNECTIONS
     compression: Literal["auto", "off"] | Level = "auto"
@@ -120,6 +122,10 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise ValueError(
                 "until_downtime repeats passes over a source that is in use, so it needs live"
             )
+        if self.snapshot and not self.live:
+            raise ValueError("snapshot is for a volume that is in use, so it needs live")
+        if self.snapshot_size is not None and not self.snapshot:
+            raise ValueError("snapshot_size says how large a snapshot is, so it needs snapshot")
         for source in self.sources:
             _check_path(source)
         if len(paths_of(self.sources)) < len(self.sources):

@@ -8,8 +8,9 @@ decides little. The operator's word counts first; the name of a file is one.
 
 import os
 import stat
+from functools import partial
 
-from flatship_protocol.errors import SourceReadError, SourceUnsuitable
+from flatship_protocol.errors import SourceReadError, SourceUnsuitable, UsageError
 from flatship_sender.sources.containers import (
     READABLE,
     ImageFormat,
@@ -17,13 +18,20 @@ from flatship_sender.sources.containers import (
     format_of_name,
 )
 from flatship_sender.sources.image import ImageSource, open_image
+from flatship_sender.sources.lvm.snapshot_source import SnapshotSource, open_snapshot
 from flatship_sender.sources.lvm.thin import ThinSource, with_mapping
+from flatship_sender.sources.lvm.volume_snapshots import VolumeSnapshots
 from flatship_sender.sources.raw import RawSource, open_error, open_raw
 
 
 def open_source(
-    path: str, *, live: bool, source_format: ImageFormat | None = None
-) -> RawSource | ThinSource | ImageSource:
+    path: str,
+    *,
+    live: bool,
+    source_format: ImageFormat | None = None,
+    snapshots: VolumeSnapshots | None = None,
+    room: int | None = None,
+) -> RawSource | ThinSource | ImageSource | SnapshotSource:
     """Open a disk read-only, a raw one or an image, and make sure that it can be shipped.
 
     Args:
@@ -36,10 +44,16 @@ def open_source(
             - one whose name says another thing than its content is refused;
             - one whose name says nothing is what its content says, and is refused if it
               is an image that names other files.
+        snapshots: Makes a snapshot of a logical volume in use, to be read in its place; None to
+            read the source itself.
+        room: Bytes that a thick volume's may take in its group; None for the usual.
 
     Raises:
-        SourceError: As ``open_raw`` and ``open_image``.
+        UsageError: There can be no snapshot of it, for it is no logical volume, or an image.
+        SourceError: As ``open_raw``, ``open_image`` and ``SnapshotSource``.
     """
+    if snapshots is not None:
+        return _in_snapshot(path, snapshots, room, source_format)
     if source_format is None:
         if not _is_file(path):
             return _volume(path, live=live)
@@ -52,6 +66,24 @@ def open_source(
     if source_format is ImageFormat.RAW:
         return _volume(path, live=live, whatever_it_holds=True)
     return open_image(path, source_format, live=live)
+
+
+def _in_snapshot(
+    path: str, snapshots: VolumeSnapshots, room: int | None, source_format: ImageFormat | None
+) -> SnapshotSource:
+    if source_format not in (None, ImageFormat.RAW):
+        raise UsageError(
+            f"--snapshot takes raw disks, and {path} is to be a {source_format.label} image;"
+            " leave out one of the two"
+        )
+    raw = source_format is ImageFormat.RAW
+    return open_snapshot(
+        path,
+        partial(open_raw, live=True, whatever_it_holds=raw),
+        partial(_volume, live=True, whatever_it_holds=raw),
+        snapshots,
+        room,
+    )
 
 
 def _volume(path: str, *, live: bool, whatever_it_holds: bool = False) -> RawSource | ThinSource:

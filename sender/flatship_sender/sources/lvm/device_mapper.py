@@ -29,11 +29,14 @@ class PoolStatus:
     """What a pool says of itself.
 
     ``snapshot`` is whether a metadata snapshot is reserved, ``trouble`` what keeps its metadata
-    from being believed, None for nothing.
+    from being believed, None for nothing. ``data`` and ``metadata`` are the shares of its room,
+    from 0 to 1, that are taken.
     """
 
     snapshot: bool
     trouble: str | None
+    data: float = 1.0
+    metadata: float = 1.0
 
 
 def thin_volume(rdev: int, sys: Path = SYS) -> ThinVolume | None:
@@ -44,7 +47,7 @@ def thin_volume(rdev: int, sys: Path = SYS) -> ThinVolume | None:
     Raises:
         ToolFailed: device-mapper could not be asked.
     """
-    name = _name(rdev, sys)
+    name = name_of(rdev, sys)
     if name is None:
         return None
     words = _only_target(run("dmsetup", "table", name))
@@ -56,6 +59,16 @@ def thin_volume(rdev: int, sys: Path = SYS) -> ThinVolume | None:
         raise ToolFailed(f"{pool} is no thin pool, though {name} says so")
     uuid = run("dmsetup", "info", "-c", "--noheadings", "-o", "uuid", pool).strip()
     return ThinVolume(int(words[2]), pool, uuid, pool_words[1])
+
+
+def pool_of(name: str, sys: Path = SYS) -> str | None:
+    """The pool, by its name in /dev/mapper, of a thin volume; None if the device is none.
+
+    Raises:
+        ToolFailed: device-mapper could not be asked.
+    """
+    words = _only_target(run("dmsetup", "table", name))
+    return None if words is None or words[0] != "thin" else _device(words[1], sys)
 
 
 def pool_status(pool: str) -> PoolStatus:
@@ -80,8 +93,40 @@ def read_pool_status(line: str) -> PoolStatus:
         return PoolStatus(snapshot=False, trouble="has failed")
     needs_check = "needs_check" in words[5:]
     return PoolStatus(
-        snapshot=words[4] != "-", trouble="needs to be checked" if needs_check else None
+        snapshot=words[4] != "-",
+        trouble="needs to be checked" if needs_check else None,
+        data=_share(words[3], line),
+        metadata=_share(words[2], line),
     )
+
+
+def snapshot_taken(name: str) -> float | None:
+    """The share of a thick snapshot's room, from 0 to 1, that is taken; None: it overflowed.
+
+    Raises:
+        ToolFailed: device-mapper could not be asked.
+    """
+    return read_snapshot_status(run("dmsetup", "status", name))
+
+
+def read_snapshot_status(line: str) -> float | None:
+    """Read a thick snapshot's line of ``dmsetup status``; as ``snapshot_taken``.
+
+    Raises:
+        ToolFailed: It is no such line.
+    """
+    words = line.split()[2:]
+    if len(words) < 2 or words[0] != "snapshot":
+        raise ToolFailed(f"not the status of a snapshot: {line.strip()}")
+    return _share(words[1], line) if "/" in words[1] else None  # "Invalid", "Overflow"
+
+
+def _share(words: str, line: str) -> float:
+    taken, _, all_of_it = words.partition("/")
+    try:
+        return int(taken) / int(all_of_it)
+    except (ValueError, ZeroDivisionError):
+        raise ToolFailed(f"a status that says nothing: {line.strip()}") from None
 
 
 def pool_named(uuid: str) -> str | None:
@@ -119,7 +164,8 @@ def _only_target(table: str) -> list[str] | None:
     return lines[0].split()[2:] if len(lines) == 1 else None
 
 
-def _name(rdev: int, sys: Path) -> str | None:
+def name_of(rdev: int, sys: Path = SYS) -> str | None:
+    """The name in /dev/mapper of a block device; None if it is not device-mapper's."""
     try:
         return (sysfs_folder(rdev, sys) / "dm" / "name").read_text().strip()
     except OSError:

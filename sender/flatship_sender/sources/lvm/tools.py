@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Final
@@ -11,6 +12,8 @@ TIMEOUT: Final = 60.0  # seconds; a tool that waits longer waits for a device th
 _PACKAGES: Final = {
     "dmsetup": "dmsetup",
     "lvs": "lvm2",
+    "lvcreate": "lvm2",
+    "lvremove": "lvm2",
     "thin_dump": "thin-provisioning-tools",
 }
 _ENVIRONMENT: Final = {
@@ -46,6 +49,50 @@ def run(*command: str) -> str:
     if done.returncode:
         raise _failed(command, done.returncode, done.stderr)
     return done.stdout.decode(errors="replace")
+
+
+def change(lock: int, *command: str) -> None:
+    """Run a tool that changes volumes, to its end, whatever becomes of this process.
+
+    Killed halfway it could leave a volume suspended. So no signal of a terminal reaches it, it
+    writes to no pipe that might break, and it is not killed for being slow.
+
+    Args:
+        lock: Of an empty file; a lock on it is held for as long as the tool runs.
+        command: The tool and its arguments.
+
+    Raises:
+        ToolFailed: It is not installed, did not end well, or runs on after ``TIMEOUT``.
+    """
+    with tempfile.TemporaryFile() as said:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=lock,  # LVM's tools close every other descriptor that they inherit
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                env=_ENVIRONMENT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise _missing(command, error) from error
+        try:
+            _await_end(process, command)
+        except KeyboardInterrupt:
+            _await_end(process, command)
+            raise
+        if process.returncode:
+            said.seek(0)
+            raise _failed(command, process.returncode, said.read())
+
+
+def _await_end(process: subprocess.Popen[bytes], command: tuple[str, ...]) -> None:
+    try:
+        process.wait(TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        raise ToolFailed(
+            f"{' '.join(command)} did not end within {TIMEOUT:.0f} s, and goes on"
+        ) from error
 
 
 @contextmanager
