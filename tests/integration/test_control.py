@@ -179,8 +179,10 @@ def ask(path: Path, raw: bytes) -> bytes:
         with suppress(BrokenPipeError):  # it answers without having read all
             connection.sendall(raw)
         answer = b""
-        while piece := connection.recv(65536):
-            answer += piece
+        # What it has not read makes its end a reset, which comes behind the answer.
+        with suppress(ConnectionResetError):
+            while piece := connection.recv(65536):
+                answer += piece
     return answer
 
 
