@@ -5,6 +5,7 @@ works on an overlay, so what a test does to it is gone afterwards. Commands are 
 ``10.0.2.2`` is this machine's loopback, as seen from there.
 """
 
+import fcntl
 import hashlib
 import os
 import shlex
@@ -13,7 +14,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -50,15 +52,27 @@ def lab_image() -> Path:
         if shutil.which(tool) is None:
             pytest.skip(f"boots a guest, which takes {tool}")
     folder = cache_folder() / f"guest-{_digest(IMAGE_SCRIPT.read_bytes())}"
-    if not folder.is_dir():
-        subprocess.run([IMAGE_SCRIPT, folder], check=True, timeout=BUILD_TIMEOUT)
+    with _alone():
+        if not folder.is_dir():
+            subprocess.run([IMAGE_SCRIPT, folder], check=True, timeout=BUILD_TIMEOUT)
     return folder
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Several test processes may want the same thing built: one builds it, others wait."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with (cache_folder() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def program_disk(folder: Path) -> Path:
     """A file system with the project's wheel and what it needs, for the guest's Python."""
     packages = folder / "program"
-    shutil.copytree(_requirements(), packages)
+    with _alone():
+        requirements = _requirements()
+    shutil.copytree(requirements, packages)
     _pip("install", "--no-deps", "--no-build-isolation", "--target", packages, ROOT)
     disk = folder / "program.img"
     with disk.open("wb") as file:
