@@ -29,7 +29,7 @@ test: lint ## check, and every other test: simulation, fuzzing, real processes
 
 lab: $(VENV_READY) ## only the tests with real logical volumes, inside a guest; needs root
 	@scripts/debian-packages lab
-	@$(PYTHON) -m pytest tests/lab
+	@FLATSHIP_LAB=all $(PYTHON) -m pytest tests/lab
 
 deb: $(VENV_READY) ## the Debian packages of both ends, into dist
 	@scripts/debian-packages packages

@@ -11,6 +11,10 @@ from processes import wait_until
 from lab.guest import Guest
 from lab.laboratory import Lab
 
+pytestmark = pytest.mark.skipif(
+    "FLATSHIP_LAB" not in os.environ, reason="takes minutes: run by make lab alone"
+)
+
 MIB = 1 << 20
 SIZE = 16 * MIB
 NOTES = "/var/lib/flatship/sender/volume-snapshots"
