@@ -1,12 +1,32 @@
-"""What holds in every test."""
+"""What holds in every test, and which ones begin first."""
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from flatship_protocol import records
+
+LONGEST: Final = (
+    "lab/test_volumes.py",
+    "simulation/test_schedules.py",
+    "packages/test_debian_packages.py",
+    "integration/test_series.py",
+    "crash/test_power_loss.py",
+    "packages/test_ansible.py",
+    "integration/test_half_open.py",
+    "integration/test_limited_links.py",
+    "fuzz/test_decoders.py",
+)
+_RANKS: Final = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, so that no worker is left with one in the end."""
+    items.sort(key=lambda item: _RANKS.get(item.path, len(_RANKS)))
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from guard import SENDER, Guard
 
 XML = "tests/unit/test_domain_xml.py"
 VIRSH = "tests/unit/test_virsh.py"
-DOMAINS = "tests/unit/test_domains.py"
+DOMAINS = "tests/unit/test_domain_disks.py"
 MODEL = "tests/unit/test_queue_model.py"
 
 GUARDS = (

@@ -140,7 +140,7 @@ def await_end(pid: int) -> None:
 def test_a_reader_that_dies_ends_the_transfer_and_the_same_command_goes_on(
     pair: Pair, vm: str, tmp_path: Path
 ) -> None:
-    raw = make_data_disk(tmp_path / "disk.raw", LARGE)
+    raw = make_data_disk(tmp_path / "disk.raw", LARGE, seed=71)
     image = convert(raw, tmp_path / "disk.qcow2", "qcow2")
     sending = pair.start_until(LARGE * 3 // 4, image, vm=vm, options=SLOWLY)
     os.kill(daemon_of(sending), 9)
@@ -155,7 +155,7 @@ def test_a_reader_that_dies_ends_the_transfer_and_the_same_command_goes_on(
 def test_a_sender_that_is_killed_leaves_neither_daemon_nor_mount_and_resumes(
     pair: Pair, vm: str, tmp_path: Path
 ) -> None:
-    raw = make_data_disk(tmp_path / "disk.raw", LARGE)
+    raw = make_data_disk(tmp_path / "disk.raw", LARGE, seed=72)
     image = convert(raw, tmp_path / "disk.qcow2", "qcow2")
     sending = pair.start_until(LARGE * 3 // 4, image, vm=vm, options=SLOWLY)
     daemon = daemon_of(sending)

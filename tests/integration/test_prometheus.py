@@ -134,7 +134,7 @@ def test_what_the_rules_record_is_what_happens(watched: Watched) -> None:
 
 def test_a_wave_is_planned_from_what_is_recorded(watched: Watched, tmp_path: Path) -> None:
     wave = tmp_path / "wave"
-    wave.write_text("web02=1GiB  # the next one\nweb03=2GiB\n")
+    wave.write_text("web02=100MiB  # the next one\nweb03=200MiB\n")
     asked = ("plan", "--from", watched.prometheus.url, "--to", "esx", "--wave", wave, "--json")
     plan: dict[str, Any] = {}
 
@@ -147,7 +147,7 @@ def test_a_wave_is_planned_from_what_is_recorded(watched: Watched, tmp_path: Pat
     wait_until(planned, "a transfer is recorded", timeout=2 * PATIENCE)
     # A window that began seconds ago is mostly empty.
     assert 0 < plan["slow_rate"] <= plan["rate"] <= 1.5 * LIMIT
-    assert plan["size"] == 3 << 30
+    assert plan["size"] == 300 * MIB
     assert 0.1 < plan["wire"] / plan["size"] < 0.5  # 3 of 8 are data, and halve
     first, second = plan["arrivals"]
     assert plan["begins"] < first["p50"] < second["p50"] == plan["p50"] <= plan["p90"]

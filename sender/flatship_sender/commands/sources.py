@@ -40,7 +40,9 @@ class Choice:
             return given
         if self.domain is None:
             if not otherwise:
-                raise click.UsageError("name the virtual machine with --vm")
+                raise click.UsageError(
+                    "name the virtual machine with --vm; an empty name is refused"
+                )
             return otherwise
         if problem := name_problem(self.domain):
             raise click.UsageError(
