@@ -5,8 +5,9 @@ PYTHON := .venv/bin/python
 VENV_READY := .venv/.ready
 BENCH_READY := .venv/.ready-bench
 FUZZ_READY := .venv/.ready-fuzz
-# Many tests wait for most of their time, so there are more workers than processors.
-TEST_ARGS := --numprocesses 3 --dist loadfile
+# Many tests wait for most of their time, so there are more workers than processors. Files keep the
+# order of tests/conftest.py: xdist would leave those of one long test for the end.
+TEST_ARGS := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

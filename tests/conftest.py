@@ -25,7 +25,7 @@ _RANKS: Final = {Path(__file__).parent / name: rank for rank, name in enumerate(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, so that no worker is left with one in the end."""
+    """Put the longest files first, so that no worker is left with one in the end; see Makefile."""
     items.sort(key=lambda item: _RANKS.get(item.path, len(_RANKS)))
 
 

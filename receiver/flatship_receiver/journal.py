@@ -10,7 +10,6 @@ Long because the schema and every statement that relies on it are read together.
 """
 
 import asyncio
-import fcntl
 import functools
 import os
 import sqlite3
@@ -20,13 +19,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import Concatenate, Final, ParamSpec, Self, TypeVar
 
 import msgspec
 
 from flatship_protocol.constants import DIGEST_SIZE, SEGMENT_CHUNKS
 from flatship_protocol.errors import TransferError
 from flatship_receiver.segment_record import KNOWN_SIZE, SegmentRecord, by_segment, zero_segment
+from flatship_service.database import Locked, primary_code, take_lock, transaction
 
 DATABASE_NAME: Final = "journal.db"
 LOCK_NAME: Final = "journal.lock"
@@ -174,7 +174,12 @@ class Journal:
         """
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = _take_lock(folder)
+            lock = take_lock(folder / LOCK_NAME)
+        except Locked as error:
+            raise JournalLocked(
+                f"state folder {folder} is in use by another receiver (pid {error.holder}); "
+                "stop it, or give this one a folder of its own with --state"
+            ) from error
         except OSError as error:
             raise JournalError(f"state folder {folder}: {error.strerror}") from error
         try:
@@ -517,17 +522,8 @@ class Journal:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Commit durably at the end, or leave everything as it was."""
-        with self._guarded():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # SQLite has rolled back by itself after some failures; the first error counts.
-                if self._connection.in_transaction:
-                    with suppress(sqlite3.Error):
-                        self._connection.execute("ROLLBACK")
-                raise
+        with self._guarded(), transaction(self._connection) as database:
+            yield database
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -537,7 +533,7 @@ class Journal:
                 self._open_again()
             yield
         except sqlite3.Error as error:
-            self._failed |= _primary_code(error) == sqlite3.SQLITE_IOERR
+            self._failed |= primary_code(error) == sqlite3.SQLITE_IOERR
             raise _explain(self._folder, error) from error
         except UnicodeDecodeError as error:  # of SQLite's own message about a damaged schema, too
             raise JournalDamaged(self._about(f"text that is not UTF-8: {error}")) from error
@@ -631,23 +627,6 @@ def _connect(folder: Path, mode: str) -> sqlite3.Connection:
     return connection
 
 
-def _take_lock(folder: Path) -> int:
-    path = folder / LOCK_NAME
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(descriptor)
-        raise JournalLocked(
-            f"state folder {folder} is in use by another receiver (pid {holder}); "
-            "stop it, or give this one a folder of its own with --state"
-        ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
-
-
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -656,14 +635,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _primary_code(error: sqlite3.Error) -> int:
-    code: Any = getattr(error, "sqlite_errorcode", 0)  # absent on errors of the module itself
-    return int(code) & 0xFF
-
-
 def _explain(folder: Path, error: sqlite3.Error) -> JournalError:
     path = folder / DATABASE_NAME
-    code = _primary_code(error)
+    code = primary_code(error)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return JournalDamaged(
             f"{path} is damaged ({error}); move it away: transfers start over, "

@@ -19,6 +19,7 @@ from flatship_protocol.constants import PROTOCOL_VERSION
 from flatship_receiver.admission import Refusal
 from flatship_receiver.datastore_space import Space, SpaceSample
 from flatship_receiver.stalls import WaitsFor
+from flatship_service.config_metrics import ConfigMetrics
 from flatship_service.http_login import REASONS as LOGIN_REASONS
 from flatship_service.printable import printable
 
@@ -139,16 +140,7 @@ class ReceiverMetrics:
             _counter(registry, "records_rejected_total", "Records refused, by reason.", "reason"),
             REJECT_REASONS,
         )
-        self._config_good = _gauge(
-            registry, "config_last_reload_successful", "1 if the configuration was read last time."
-        )
-        self._config_time = _gauge(
-            registry,
-            "config_last_reload_timestamp_seconds",
-            "When the configuration in force was read, since 1970.",
-        )
-        self._wall = wall
-        self.config_read(True)
+        self.config_read = ConfigMetrics(registry, PREFIX, wall).read
         self._spaces = _Spaces(monotonic)
         self._disks = _DiskStates(monotonic, wall)
         registry.register(self._spaces)
@@ -170,12 +162,6 @@ class ReceiverMetrics:
         if space is not None:
             self._spaces.add(name, space)
         return DatastoreMetrics(self._families, name)
-
-    def config_read(self, successful: bool) -> None:
-        """Say how it went to read the configuration: now, or again."""
-        self._config_good.set(successful)
-        if successful:
-            self._config_time.set(self._wall())
 
     @property
     def spaces(self) -> Mapping[str, Space]:

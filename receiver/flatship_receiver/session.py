@@ -2,6 +2,8 @@
 
 ``Session.serve`` serves a connection: a ``Conversation`` reads its records, and the
 session decides what they mean. A session ends with its last connection.
+
+Long because what a message means, on which connection and in which state, is read in one place.
 """
 
 import asyncio

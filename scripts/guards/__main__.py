@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import of_daemon
 import of_domains
 import of_receiver
 import of_sender
@@ -22,7 +23,13 @@ from guard import LONG, POWER_CUTS, Guard
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("protocol", "sender", "receiver", "service")
 
-GUARDS = (*of_receiver.GUARDS, *of_sender.GUARDS, *of_domains.GUARDS, *of_the_rest.GUARDS)
+GUARDS = (
+    *of_receiver.GUARDS,
+    *of_sender.GUARDS,
+    *of_daemon.GUARDS,
+    *of_domains.GUARDS,
+    *of_the_rest.GUARDS,
+)
 
 ORDER = (
     "a chunk is on record only after its flush",

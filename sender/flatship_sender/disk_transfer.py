@@ -3,6 +3,8 @@
 The event loop decides and moves finished buffers; worker threads read, digest
 and compress (``prepare``). A frame from the pool travels with a chunk from
 its read to the end of its send.
+
+Long because a disk's way from its opening to its proof is read in one place.
 """
 
 import asyncio

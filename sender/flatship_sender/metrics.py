@@ -25,6 +25,7 @@ from flatship_sender.progress import (
     TransferState,
 )
 from flatship_sender.stalls import WaitsFor
+from flatship_service.config_metrics import ConfigMetrics
 from flatship_service.http_login import REASONS as LOGIN_REASONS
 from flatship_service.printable import printable
 
@@ -87,29 +88,12 @@ class SenderMetrics:
         )
         for reason in LOGIN_REASONS:
             self._auth_failures.labels(reason)
-        self._config_good = prom.Gauge(
-            f"{PREFIX}config_last_reload_successful",
-            "1 if the configuration was read last time.",
-            registry=self._registry,
-        )
-        self._config_time = prom.Gauge(
-            f"{PREFIX}config_last_reload_timestamp_seconds",
-            "When the configuration in force was read, since 1970.",
-            registry=self._registry,
-        )
-        self._wall = wall
-        self.config_read(True)
+        self.config_read = ConfigMetrics(self._registry, PREFIX, wall).read
         self._registry.register(self._transfers)
 
     def auth_failure(self, reason: str) -> None:
         """Count a login that failed; ``reason`` is one of those of ``http_login``."""
         self._auth_failures.labels(reason).inc()
-
-    def config_read(self, successful: bool) -> None:
-        """Say how it went to read the configuration: now, or again."""
-        self._config_good.set(successful)
-        if successful:
-            self._config_time.set(self._wall())
 
     def watch(self, progress: TransferProgress, transfer: str | None = None) -> None:
         """Export a transfer from now on.

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 
 from flatship_protocol.endpoint import Endpoint
 from flatship_protocol.errors import TransferError, UsageError
@@ -33,6 +33,31 @@ FORMATS: Final = {
 PROVISIONINGS: Final = {kind.name.lower(): kind for kind in Provisioning}
 ADAPTERS: Final = {kind.name.lower(): kind for kind in Adapter}
 HARDWARE_VERSIONS: Final = (8, 9, 10, 11, 13, 14, 17, 20)
+
+
+class Work(TypedDict):
+    """What a command or a job says of its work, in its own words; all but the disks."""
+
+    receiver: str
+    vm: str  # empty for that of a domain
+    datastore: str
+    provisioning: str
+    format: str
+    adapter: str  # empty for what suits the disks
+    hardware_version: int
+    replace: bool
+    live: bool
+    snapshot: bool
+    snapshot_size: int | None
+    until_downtime: float | None
+    order: Precedence
+    limit: int | None
+    disk_limit: int | None
+    connections: int
+    compression: Policy
+    patience: float
+    index_limit: int
+    congestion_control: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +112,42 @@ class SendOptions:
     in_doubt: bool = False
     snapshot: bool = False
     snapshot_size: int | None = None
+
+
+def target_of(work: Work) -> Target:
+    """What that work makes of its disks."""
+    return Target(
+        work["vm"],
+        work["datastore"],
+        FORMATS[work["format"]],
+        PROVISIONINGS[work["provisioning"]],
+        ADAPTERS[work["adapter"]],
+        work["hardware_version"],
+        work["replace"],
+    )
+
+
+def options_of(
+    work: Work, *, dry_run: bool = False, http: Endpoint | None = None, in_doubt: bool = False
+) -> SendOptions:
+    """How that work sends its disks, with what it does not say of itself."""
+    return SendOptions(
+        work["connections"],
+        work["compression"],
+        work["limit"],
+        work["live"],
+        dry_run,
+        http,
+        patience=work["patience"],
+        index_limit=work["index_limit"],
+        disk_limit=work["disk_limit"],
+        until_downtime=work["until_downtime"],
+        congestion_control=work["congestion_control"],
+        precedence=work["order"],
+        snapshot=work["snapshot"],
+        snapshot_size=work["snapshot_size"],
+        in_doubt=in_doubt,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from flatship_protocol.errors import ErrorCode, TransferError, UsageError
 from flatship_sender.claims import AlreadySending
 from flatship_sender.daemon import send
 from flatship_sender.display import LOG_INTERVAL
-from flatship_sender.order import ADAPTERS, FORMATS, PROVISIONINGS, Order, SendOptions, Target
+from flatship_sender.order import Order, options_of, target_of
 from flatship_sender.pass_words import DoesNotConverge
 from flatship_sender.progress import TransferProgress
 from flatship_sender.queue.model import Task
@@ -148,7 +148,7 @@ def main() -> None:
 
 
 def _order(task: Task) -> Order:
-    spec, state = task.spec, Path(task.state)
+    spec, work, state = task.spec, task.spec.work(), Path(task.state)
     if spec.congestion_control is not None:
         try:
             check_congestion_control(spec.congestion_control)
@@ -159,32 +159,8 @@ def _order(task: Task) -> Order:
         Receivers(state).load(spec.receiver),
         load_or_create_identity(state),
         state,
-        Target(
-            spec.vm,
-            spec.datastore,
-            FORMATS[spec.format],
-            PROVISIONINGS[spec.provisioning],
-            ADAPTERS[spec.adapter],
-            spec.hardware_version,
-            spec.replace,
-        ),
-        SendOptions(
-            spec.connections,
-            spec.compression,
-            spec.limit,
-            spec.live,
-            dry_run=False,
-            http=None,
-            patience=spec.patience,
-            index_limit=spec.index_limit,
-            disk_limit=spec.disk_limit,
-            until_downtime=spec.until_downtime,
-            congestion_control=spec.congestion_control,
-            precedence=spec.order,
-            snapshot=spec.snapshot,
-            snapshot_size=spec.snapshot_size,
-            in_doubt=task.in_doubt,
-        ),
+        target_of(work),
+        options_of(work, in_doubt=task.in_doubt),
         f"flatship-sender resume {task.job}",
         None if task.config is None else Path(task.config),
     )

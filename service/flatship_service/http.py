@@ -201,7 +201,7 @@ class HttpEndpoint:
                 return await handler(request)
             except (web.HTTPException, ConnectionError):
                 raise
-            except Exception:
+            except Exception:  # a fault of ours: a plain answer, and the trace is logged
                 log.exception("a request failed", path=request.path)
                 return web.Response(status=500, text="internal error; the daemon's log has more\n")
             finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from arrangements import working_pair
 from disks import MIB, loop_device, make_data_disk, mounted, same_content
 from processes import CompletedRun, Pair, Receiver, Running, Sender, wait_until
 from stages import check_logs, same_to_qemu
@@ -35,17 +36,6 @@ def file_system(kind: str, folder: Path, where: Path) -> Iterator[Path]:
     subprocess.run((f"mkfs.{kind}", "-q", *options, image), check=True)
     with loop_device(image) as device, mounted(device, where):
         yield where
-
-
-@contextmanager
-def running(receiver: Receiver, sender: Sender) -> Iterator[Pair]:
-    receiver.start()
-    try:
-        sender.join(receiver.invite()).expect(0)
-        yield Pair(receiver, sender)
-    finally:
-        sender.close()
-        receiver.stop()
 
 
 def fill(folder: Path) -> Path:
@@ -95,7 +85,7 @@ def test_datastore_that_is_filled_by_another_writer_keeps_what_it_has(
 ) -> None:
     disk = make_data_disk(tmp_path / "disk", SIZE)
     receiver, sender = Receiver(tmp_path / "r"), Sender(tmp_path / "s")
-    with file_system(kind, tmp_path, receiver.datastore), running(receiver, sender) as pair:
+    with file_system(kind, tmp_path, receiver.datastore), working_pair(receiver, sender) as pair:
         sending = half_way(pair, disk)
         filler = fill(receiver.datastore)
         run = sending.wait().expect(TRY_AGAIN)
@@ -113,7 +103,7 @@ def test_state_folder_that_is_filled_by_another_writer_costs_nothing(tmp_path: P
     """On ext4: XFS has allocated more for the journal's log than a small disk needs."""
     disk = make_data_disk(tmp_path / "disk", SIZE)
     receiver, sender = Receiver(tmp_path / "r"), Sender(tmp_path / "s")
-    with file_system("ext4", tmp_path, receiver.state), running(receiver, sender) as pair:
+    with file_system("ext4", tmp_path, receiver.state), working_pair(receiver, sender) as pair:
         sending = half_way(pair, disk)
         filler = fill(receiver.state)
         run = sending.wait().expect(FAILED)
@@ -129,7 +119,7 @@ def test_state_folder_that_is_filled_by_another_writer_costs_nothing(tmp_path: P
 def test_sender_whose_state_folder_is_full_says_so(kind: str, tmp_path: Path) -> None:
     disk = make_data_disk(tmp_path / "disk", SIZE)
     receiver, sender = Receiver(tmp_path / "r"), Sender(tmp_path / "s")
-    with file_system(kind, tmp_path, sender.state), running(receiver, sender) as pair:
+    with file_system(kind, tmp_path, sender.state), working_pair(receiver, sender) as pair:
         pair.sender.send(make_data_disk(tmp_path / "first", MIB), vm="first").expect(0)
         filler = fill(sender.state)
         run = pair.send(disk, vm=VM).expect(TRY_AGAIN)

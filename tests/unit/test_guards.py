@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LISTS = ("of_domains", "of_receiver", "of_sender", "of_the_rest")
+LISTS = ("of_daemon", "of_domains", "of_receiver", "of_sender", "of_the_rest")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flatship_sender.sources.lvm import tools
-from flatship_sender.sources.lvm.tools import ToolFailed, change
+from flatship_sender.sources.lvm.tools import ToolFailed, change, reading
 
 # The tool waits for somebody to open the pipe, and then says that it has come so far.
 TOOL = 'echo talks; echo talks >&2; read line < "$0"; echo talks >&2; : > "$1"'
@@ -58,3 +58,12 @@ def test_one_that_is_not_installed_says_which_package_has_it(
     monkeypatch.setitem(tools._ENVIRONMENT, "PATH", "/nowhere")
     with pytest.raises(ToolFailed, match="install the package lvm2"):
         change(lock, "lvcreate")
+
+
+def test_one_that_is_read_and_not_installed_says_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tools._ENVIRONMENT, "PATH", "/nowhere")
+    with (
+        pytest.raises(ToolFailed, match=r"thin_dump cannot .* package thin-provisioning-tools"),
+        reading("thin_dump"),
+    ):
+        pass

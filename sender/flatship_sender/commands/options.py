@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -19,6 +19,7 @@ from flatship_sender.order import (
     MAX_CONNECTIONS,
     PROVISIONINGS,
     Source,
+    Work,
 )
 from flatship_sender.page_indexes import DEFAULT_LIMIT
 from flatship_sender.persistence import DEFAULT_PATIENCE
@@ -28,31 +29,6 @@ from flatship_service.cli import CONGESTION_CONTROL, DURATION, SIZE, Parsed
 from flatship_service.units import DURATION_EXPECTED, parse_duration, parse_rate
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Work(TypedDict):
-    """What the options come to, under the names and in the types of ``JobSpec``."""
-
-    receiver: str
-    vm: str  # empty for that of a domain
-    datastore: str
-    provisioning: str
-    format: str
-    adapter: str  # empty for what suits the disks
-    hardware_version: int
-    replace: bool
-    live: bool
-    snapshot: bool
-    snapshot_size: int | None
-    until_downtime: float | None
-    order: Precedence
-    limit: int | None
-    disk_limit: int | None
-    connections: int
-    compression: Policy
-    patience: float
-    index_limit: int
-    congestion_control: str | None
 
 
 def check_work(work: Work) -> None:

@@ -96,7 +96,7 @@ def plan(
     It samples the sources, measures the link for a few seconds, and asks the receiver for space.
     """
     if prometheus is not None:
-        from flatship_sender.forecast.fleet_command import plan_wave  # noqa: PLC0415
+        from flatship_sender.forecast.fleet_command import plan_wave  # noqa: PLC0415  # fewer still
 
         of_wave = plan_wave(prometheus, selection.names(), wave, receiver, limit, config)
         click.echo(msgspec.json.encode(of_wave.report) if as_json else of_wave.words)

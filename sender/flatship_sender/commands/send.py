@@ -14,7 +14,6 @@ from flatship_protocol.endpoint import Endpoint
 from flatship_sender.commands.daemon_options import daemon_at, socket_option
 from flatship_sender.commands.options import (
     ADDRESS,
-    Work,
     check_work,
     settle,
     spec_of,
@@ -26,15 +25,7 @@ from flatship_sender.control.client import Daemon
 from flatship_sender.control.faults import Refused
 from flatship_sender.control.following import Follower
 from flatship_sender.display import Display, choose_display
-from flatship_sender.order import (
-    ADAPTERS,
-    FORMATS,
-    PROVISIONINGS,
-    Order,
-    SendOptions,
-    Source,
-    Target,
-)
+from flatship_sender.order import Order, Source, Work, options_of, target_of
 from flatship_sender.queue.model import Job, JobSpec, JobState, Submission
 from flatship_sender.receivers import Receivers
 from flatship_sender.results import SendResult, from_progress, render_table, to_json
@@ -110,31 +101,8 @@ def send(
         Receivers(folder).load(work["receiver"]),
         load_or_create_identity(folder),
         folder,
-        Target(
-            work["vm"],
-            work["datastore"],
-            FORMATS[work["format"]],
-            PROVISIONINGS[work["provisioning"]],
-            ADAPTERS[work["adapter"]],
-            work["hardware_version"],
-            work["replace"],
-        ),
-        SendOptions(
-            work["connections"],
-            work["compression"],
-            work["limit"],
-            work["live"],
-            dry_run,
-            http,
-            patience=work["patience"],
-            index_limit=work["index_limit"],
-            disk_limit=work["disk_limit"],
-            until_downtime=work["until_downtime"],
-            congestion_control=work["congestion_control"],
-            precedence=work["order"],
-            snapshot=work["snapshot"],
-            snapshot_size=work["snapshot_size"],
-        ),
+        target_of(work),
+        options_of(work, dry_run=dry_run, http=http),
         _command_line(),
         config,
     )

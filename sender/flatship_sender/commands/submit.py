@@ -10,13 +10,13 @@ import msgspec
 from flatship_sender.commands.daemon_options import daemon_at, daemon_options
 from flatship_sender.commands.moment import parse_moment
 from flatship_sender.commands.options import (
-    Work,
     check_work,
     settle,
     spec_of,
     work_options,
 )
 from flatship_sender.commands.sources import Selection, sources_options
+from flatship_sender.order import Work
 from flatship_sender.queue.model import MAX_KEY, MAX_PRIORITY, Job, Submission
 from flatship_service.cli import Parsed
 

@@ -52,7 +52,7 @@ async def in_our_words(request: web.Request, handler: Handler) -> web.StreamResp
         return _fault(*_of_http(request, error))
     except ConnectionError:
         raise
-    except Exception:
+    except Exception:  # a fault of ours: who asked gets a plain answer, and the log the trace
         log.exception("a request failed", method=request.method, path=request.path)
         internal = "internal error, please report it; the daemon's log has more"
         return _fault(Refused(500, "internal", internal, 1))

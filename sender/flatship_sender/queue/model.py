@@ -7,7 +7,7 @@ decoded, and a description of the interface can be made of them.
 import posixpath
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -20,6 +20,7 @@ from flatship_sender.order import (
     MAX_CONNECTIONS,
     MAX_DISKS,
     Source,
+    Work,
     disk_names,
 )
 from flatship_sender.page_indexes import DEFAULT_LIMIT
@@ -139,6 +140,11 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             _check("vm", name)
         if self.datastore:
             _check("datastore", self.datastore)
+
+    def work(self) -> Work:
+        """All of it but the sources."""
+        # The names and types of Work are those of these fields.
+        return cast("Work", {name: getattr(self, name) for name in Work.__annotations__})
 
     def named_sources(self) -> tuple[Source, ...]:
         """The sources, each with what it is."""

@@ -8,7 +8,6 @@ Long because the schema and every statement that relies on it are read together.
 """
 
 import asyncio
-import fcntl
 import functools
 import os
 import sqlite3
@@ -33,6 +32,7 @@ from flatship_sender.queue.states import FINAL
 from flatship_sender.results import SendResult
 from flatship_service import files
 from flatship_service.cli import INTERRUPTED
+from flatship_service.database import Locked, primary_code, take_lock, transaction
 from flatship_service.workers import finished
 
 FOLDER: Final = "queue"
@@ -108,7 +108,9 @@ class Store:
         folder = state / FOLDER
         try:
             files.make_private_folder(folder)
-            lock = _take_lock(folder)
+            lock = take_lock(folder / LOCK_NAME)
+        except Locked as error:
+            raise QueueInUse(state, error.holder) from error
         except OSError as error:
             raise QueueNotWritable(f"{folder}: {error.strerror or error}") from error
         try:
@@ -300,17 +302,8 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Commit durably at the end, or leave everything as it was."""
-        with self._guarded():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # SQLite has rolled back by itself after some failures; the first error counts.
-                if self._connection.in_transaction:
-                    with suppress(sqlite3.Error):
-                        self._connection.execute("ROLLBACK")
-                raise
+        with self._guarded(), transaction(self._connection) as database:
+            yield database
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -320,7 +313,7 @@ class Store:
                 self._open_again()
             yield
         except sqlite3.Error as error:
-            self._failed |= _primary_code(error) == sqlite3.SQLITE_IOERR
+            self._failed |= primary_code(error) == sqlite3.SQLITE_IOERR
             raise self._explain(error) from error
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
             raise QueueDamaged(f"{self._path} is damaged ({error}); move it away") from error
@@ -339,7 +332,7 @@ class Store:
         self._failed = False
 
     def _explain(self, error: sqlite3.Error) -> Exception:
-        code = _primary_code(error)
+        code = primary_code(error)
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return QueueDamaged(
                 f"{self._path} is damaged ({error}); move it away and submit again what was in it"
@@ -399,22 +392,3 @@ def _job(row: sqlite3.Row) -> Job:
 def _submission(content: bytes) -> Submission:
     """A submission as it is on record: those of a list are mostly those of the last one."""
     return _DECODER.decode(content)
-
-
-def _take_lock(folder: Path) -> int:
-    path = folder / LOCK_NAME
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(descriptor)
-        raise QueueInUse(folder.parent, holder) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
-
-
-def _primary_code(error: sqlite3.Error) -> int:
-    code: Any = getattr(error, "sqlite_errorcode", 0)  # absent on errors of the module itself
-    return int(code) & 0xFF

@@ -1,6 +1,7 @@
 """Runs the tools of device-mapper and LVM: bounded in time, in English, tied to this process."""
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -102,6 +103,8 @@ def reading(*command: str) -> Iterator[IO[bytes]]:
     Raises:
         ToolFailed: It is not installed, or did not end well.
     """
+    if shutil.which(command[0], path=_ENVIRONMENT["PATH"]) is None:
+        raise _missing(command, FileNotFoundError())
     # Whoever reads may be killed: then the kernel ends the tool, which must not hold the pool.
     bound = ("setpriv", "--pdeathsig", "KILL", *command)
     try:

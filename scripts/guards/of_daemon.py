@@ -1,0 +1,111 @@
+"""Guards of the sender's daemon: its queue, and how it is controlled."""
+
+from guard import CONTROL, SENDER, Guard
+
+GUARDS = (
+    Guard(
+        "the control socket hears nobody but root, its user and its group",
+        f"{SENDER}/control/listening.py",
+        "return self.uid in (0, own_uid) or group in self.groups",
+        "return True",
+        (CONTROL,),
+    ),
+    Guard(
+        "a stranger is turned away before it is heard",
+        f"{SENDER}/control/listening.py",
+        "        if _known(connection, path):\n",
+        "        if True:\n",
+        (CONTROL,),
+    ),
+    Guard(
+        "a body is refused by its announcement, before it is read",
+        f"{SENDER}/control/exchange.py",
+        "        if (request.content_length or 0) > MAX_BODY:\n            raise _too_large()",
+        "        if False:\n            raise _too_large()",
+        (CONTROL,),
+    ),
+    Guard(
+        "a body that was not announced is read up to a bound",
+        f"{SENDER}/control/server.py",
+        "client_max_size=MAX_BODY",
+        "client_max_size=1 << 30",
+        (CONTROL,),
+    ),
+    Guard(
+        "a follower that does not read is dropped",
+        f"{SENDER}/control/server.py",
+        "asyncio.timeout(self._answer_timeout)",
+        "asyncio.timeout(None)",
+        (CONTROL,),
+    ),
+    Guard(
+        "the socket of a daemon that lives is not taken from it",
+        f"{SENDER}/control/listening.py",
+        "    raise SocketTaken(path)\n",
+        "    path.unlink()\n",
+        (CONTROL,),
+    ),
+    Guard(
+        "a job is known by its key before its source is looked for",
+        f"{SENDER}/control/server.py",
+        "        if known is not None:\n",
+        "        if False:\n",
+        (CONTROL,),
+    ),
+    Guard(
+        "a key that another job has is a conflict",
+        f"{SENDER}/queue/store.py",
+        '        if _submission(row["submission"]) != submission:\n',
+        "        if False:\n",
+        ("tests/unit/test_queue_store.py",),
+    ),
+    Guard(
+        "a job ends once",
+        f"{SENDER}/queue/store.py",
+        '" WHERE id = ? AND state = ?",\n                (*values',
+        "\" WHERE id = ? AND ? > ''\",\n                (*values",
+        ("tests/unit/test_queue_store.py",),
+    ),
+    Guard(
+        "what a daemon left running is queued by the next one",
+        f"{SENDER}/queue/record.py",
+        "        await self._store.run(Store.recover, self._wall())\n",
+        "",
+        ("tests/unit/test_queue.py",),
+    ),
+    Guard(
+        "a second attempt may find published what the first one sent",
+        f"{SENDER}/queue/supervisor.py",
+        "in_doubt = job.attempts > 1",
+        "in_doubt = False",
+        ("tests/unit/test_queue.py",),
+    ),
+    Guard(
+        "no job is started while its worker of before lives",
+        f"{SENDER}/queue/process.py",
+        "            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "            pass\n",
+        ("tests/unit/test_queue.py",),
+    ),
+    Guard(
+        "what was done before it could be cancelled is done",
+        f"{SENDER}/queue/settling.py",
+        "if outcome is not None and outcome.exit_code == 0:",
+        "if outcome is not None and outcome.exit_code == 0 and wanted is None:",
+        ("tests/unit/test_queue.py", "tests/unit/test_queue_settling.py"),
+    ),
+    Guard(
+        "what is on record of a job is known though nobody waited for it",
+        f"{SENDER}/queue/record.py",
+        "return await finished(self._want(number, state))",
+        "return await self._want(number, state)",
+        ("tests/unit/test_queue.py",),
+    ),
+    Guard(
+        "two jobs never use the same source or machine at once",
+        f"{SENDER}/queue/scheduler.py",
+        "        if used.isdisjoint(candidate.claims):\n",
+        "        if True:\n",
+        ("tests/unit/test_queue_scheduler.py",),
+    ),
+)
