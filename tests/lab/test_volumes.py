@@ -7,12 +7,12 @@ from lab.guest import Guest
 from lab.laboratory import Lab
 
 MIB = 1 << 20
-SIZE = 256 * MIB
+SIZE = 96 * MIB
 # Three stretches of 5 MiB, and a lone page.
 WRITE_SOME = (
-    "for at in 0 101 202; do"
+    "for at in 0 41 82; do"
     " dd if=/dev/urandom of={volume} bs=1M seek=$at count=5 conv=notrunc status=none; done;"
-    " dd if=/dev/urandom of={volume} bs=4k seek=60000 count=1 conv=notrunc status=none"
+    " dd if=/dev/urandom of={volume} bs=4k seek=24000 count=1 conv=notrunc status=none"
 )
 SLOW_DUMP = "/usr/local/sbin/thin_dump"  # found before the real one
 
